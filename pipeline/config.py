@@ -1,0 +1,317 @@
+"""params.yaml as typed settings.
+
+Unknown keys, wrong types, values out of range and settings that contradict each other are refused here,
+in one line each, before anything expensive starts. Nothing heavy is imported.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PARAMS = Path("params.yaml")
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # a part of stage and folder names, where "-" joins two
+
+
+class UserError(ValueError):
+    """Something a person can put right; its text is the one line that they read."""
+
+
+class Section(BaseModel):
+    """Settings that refuse keys they do not know, and are never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Data(Section):
+    """Where the pictures come from and how they are prepared."""
+
+    source: Literal["digits", "image_folder"]
+    path: str  # the folder of pictures; `digits` needs none
+    image_size: Annotated[int, Field(ge=4, le=1024)]  # height and width in pixels
+    validation_fraction: Fraction  # of the training pictures, where the source has no validation split
+    test_fraction: Fraction  # of all pictures, where the source has no test split
+    split_seed: Annotated[int, Field(ge=0)]
+    unreadable: Literal["error", "skip"]  # what to do with pictures that cannot be decoded
+
+
+class Vit(Section):
+    """The plain ViT of Lee et al. 2021, with their two add-ons."""
+
+    model: Literal["vit"]
+    patch_size: Annotated[int, Field(ge=1)] | None  # null: the divisor of image_size nearest to an eighth of it
+    width: Count
+    depth: Count
+    heads: Count
+    mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
+    spt: bool = False  # shifted patch tokenization
+    lsa: bool = False  # locality self-attention
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, the same rate in every block
+
+
+class Resnet(Section):
+    """The CIFAR ResNet of He et al. 2016, section 4.2."""
+
+    model: Literal["resnet_cifar"]
+    depth: Annotated[int, Field(ge=8)]  # 6n + 2
+    width: Count = 16  # channels of the first of the three stages
+
+
+Network = Annotated[Vit | Resnet, Field(discriminator="model")]
+
+
+class Augmentation(Section):
+    """What happens to the pixels of a training picture, in this order."""
+
+    crop_padding: Annotated[int, Field(ge=0)] = 0  # zeros on each side before a random crop of the old size
+    horizontal_flip: bool = False
+    erase_probability: Probability = 0.0
+
+
+class Training(Section):
+    """A recipe. The batch is the global one: it never depends on the number of workers."""
+
+    epochs: Count
+    batch_size: Count
+    optimizer: Literal["adamw", "sgd"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 on GPUs that have it, float32 elsewhere
+    augmentation: Augmentation
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "Training":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
+        return self
+
+
+class Recipes(Section):
+    """One recipe for the teachers and one that all students share, so that they are compared fairly."""
+
+    teacher: Training
+    student: Training
+
+
+class Guidance(Section):
+    """Locality guidance (Li et al. 2022) and how its weight beta goes over the training."""
+
+    beta: Annotated[float, Field(ge=0)]
+    schedule: Literal["constant", "linear", "cosine"]
+    end_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of the epochs, where a decaying beta reaches 0
+    student_layers: list[Annotated[int, Field(ge=0)]] | None = None  # null: first, middle and last block
+
+    @model_validator(mode="after")
+    def _end_belongs_to_a_decay(self) -> "Guidance":
+        if self.schedule == "constant" and self.end_fraction is not None:
+            raise ValueError("end_fraction has no effect on the constant schedule; remove it, or choose linear or cosine")
+        if self.schedule != "constant" and self.end_fraction is None:
+            raise ValueError(f"end_fraction is missing: where, in (0, 1], does the {self.schedule} decay reach zero?")
+        return self
+
+
+class Experiment(Section):
+    """Which networks one `dvc repro` trains and compares."""
+
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+    teacher: str
+    unguided: list[str]
+    guided: list[str]  # each student here is trained with each guidance below
+    guidance: list[str]
+
+
+class Cluster(Section):
+    """Where a training runs; never what it computes."""
+
+    num_workers: Annotated[int, Field(ge=0)]  # 0: in the process of the stage itself, without Ray
+    cpus_per_worker: Count | None = None  # null: all CPUs of this machine, shared out; 1 on a joined cluster
+    use_gpu: Literal["auto"] | bool = "auto"
+    max_failures: Annotated[int, Field(ge=0)] = 2  # restarts from the last checkpoint after a lost worker
+    scratch: str = ".runs"  # checkpoints of unfinished runs
+
+
+class Tracking(Section):
+    """Where MLflow keeps the runs; the environment's MLFLOW_TRACKING_URI goes first."""
+
+    enabled: bool
+    experiment: str
+    folder: str  # the SQLite store and the artifacts beside it
+
+
+class Settings(Section):
+    """All of params.yaml."""
+
+    data: Data
+    experiment: Experiment
+    teachers: dict[Name, Network]
+    students: dict[Name, Network]
+    guidance: dict[Name, Guidance]
+    training: Recipes
+    cluster: Cluster
+    tracking: Tracking
+
+
+def load(*sections: str, path: Path = PARAMS) -> list[Any]:
+    """The named sections ("data", "students.vit") of a params file that was checked as a whole.
+
+    Raises UserError, one line a mistake, for anything a person can have written wrongly.
+    """
+    settings = parse(_read(path), name=path.name)
+    return [_section(settings, dotted) for dotted in sections]
+
+
+def parse(tree: Any, *, name: str = PARAMS.name) -> Settings:
+    """Check a tree of plain values; every mistake becomes one line that starts with the file's name."""
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{name}: {_explain(mistake)}" for mistake in error.errors())) from None
+    if mistakes := _contradictions(settings):
+        raise UserError("\n".join(f"{name}: {mistake}" for mistake in mistakes))
+    return settings
+
+
+def _read(path: Path) -> Any:
+    try:
+        return YAML(typ="safe").load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run from the project's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+def _section(settings: Settings, dotted: str) -> Any:
+    found: Any = settings
+    for key in dotted.split("."):
+        if isinstance(found, dict) and key not in found:
+            raise UserError(f"{dotted} is not in {PARAMS}; known: {', '.join(found)}")
+        found = found[key] if isinstance(found, dict) else getattr(found, key)
+    return found
+
+
+def _explain(mistake: Any) -> str:
+    """One pydantic error in the words of someone who edits params.yaml."""
+    location = list(mistake["loc"])
+    if location and location[0] in ("students", "teachers") and len(location) > 2:
+        del location[2]  # pydantic puts the network's tag there
+    where = ".".join(str(part) for part in location) or "the file"
+    match mistake["type"]:
+        case "extra_forbidden":
+            return f"unknown key '{where}'; {_did_you_mean(location)}"
+        case "missing":
+            return f"'{where}' is missing"
+        case "union_tag_invalid":
+            return f"{where}.model is '{mistake['ctx']['tag']}'; known models: {mistake['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return f"'{where}.model' is missing; known models: {', '.join(_models())}"
+        case _:
+            message = mistake["msg"].removeprefix("Value error, ")
+            value = mistake["input"]
+            given = f" is {value!r}" if not isinstance(value, dict) else ""
+            return f"{where}{given}: {message[0].lower()}{message[1:]}"
+
+
+def _did_you_mean(location: list[Any]) -> str:
+    allowed = _allowed_keys(location[:-1])
+    near = get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(allowed)}"
+
+
+def _allowed_keys(location: list[Any]) -> list[str]:
+    """The keys that the section at `location` knows."""
+    if location and location[0] in ("students", "teachers"):
+        return sorted({key for model in (Vit, Resnet) for key in model.model_fields})
+    section: Any = Settings
+    for part in location:
+        if isinstance(part, str) and part in getattr(section, "model_fields", {}):
+            section = section.model_fields[part].annotation
+        else:
+            section = Guidance  # the one dict whose values are sections of a single kind
+    return list(section.model_fields)
+
+
+def _models() -> list[str]:
+    return [model.model_fields["model"].annotation.__args__[0] for model in (Vit, Resnet)]  # type: ignore[union-attr]
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """Mistakes that only show when two settings are held against each other."""
+    return [
+        *_unknown_names(settings),
+        *_repeated_names(settings.experiment),
+        *_uneven_batches(settings),
+        *(mistake for name, net in settings.students.items() for mistake in _misfits(f"students.{name}", net, settings)),
+        *(mistake for name, net in settings.teachers.items() for mistake in _misfits(f"teachers.{name}", net, settings)),
+    ]
+
+
+def _unknown_names(settings: Settings) -> list[str]:
+    experiment = settings.experiment
+    wanted = [
+        ("teacher", [experiment.teacher], settings.teachers, "teachers"),
+        ("unguided", experiment.unguided, settings.students, "students"),
+        ("guided", experiment.guided, settings.students, "students"),
+        ("guidance", experiment.guidance, settings.guidance, "guidance"),
+    ]
+    return [
+        f"experiment.{key} names '{name}', which is not in {section}; known: {', '.join(known) or 'none'}"
+        for key, names, known, section in wanted
+        for name in names
+        if name not in known
+    ]
+
+
+def _repeated_names(experiment: Experiment) -> list[str]:
+    lists = {key: getattr(experiment, key) for key in ("seeds", "unguided", "guided", "guidance")}
+    return [
+        f"experiment.{key} holds an entry twice: {values}" for key, values in lists.items() if len(set(values)) < len(values)
+    ]
+
+
+def _uneven_batches(settings: Settings) -> list[str]:
+    workers = max(1, settings.cluster.num_workers)
+    recipes = {"teacher": settings.training.teacher, "student": settings.training.student}
+    return [
+        f"training.{kind}.batch_size {recipe.batch_size} does not divide among cluster.num_workers {workers}; "
+        f"{recipe.batch_size // workers * workers or workers} or {(recipe.batch_size // workers + 1) * workers} would"
+        for kind, recipe in recipes.items()
+        if recipe.batch_size % workers
+    ]
+
+
+def _misfits(where: str, network: Vit | Resnet, settings: Settings) -> list[str]:
+    if isinstance(network, Resnet):
+        depth = network.depth
+        lower = (depth - 2) // 6 * 6 + 2
+        return [f"{where}.depth {depth} is not 6n + 2; {lower} or {lower + 6} would be"] if depth != lower else []
+    size, mistakes = settings.data.image_size, []
+    if network.width % network.heads:
+        near = nearest_divisors(network.width, network.heads)
+        mistakes.append(f"{where}.heads {network.heads} does not divide width {network.width}; {near} would")
+    if network.patch_size and size % network.patch_size:
+        near = nearest_divisors(size, network.patch_size)
+        mistakes.append(f"{where}.patch_size {network.patch_size} does not divide data.image_size {size}; {near} would")
+    return mistakes
+
+
+def nearest_divisors(number: int, wish: int) -> str:
+    """The divisors of `number` next to `wish`, for an error message: "4 or 8"."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    below = [divisor for divisor in divisors if divisor < wish][-1:]
+    above = [divisor for divisor in divisors if divisor > wish][:1]
+    return " or ".join(str(divisor) for divisor in below + above)
+
+
+def default_patch_size(image_size: int) -> int:
+    """The divisor of the picture's side nearest to an eighth of it, at least 2 where one fits: 64 tokens, as in the papers."""
+    divisors = [divisor for divisor in range(2, image_size // 2 + 1) if image_size % divisor == 0]
+    return min(divisors, key=lambda divisor: (abs(divisor - image_size / 8), divisor), default=1)

@@ -1,0 +1,140 @@
+"""One reader per layout in which people have their pictures.
+
+A reader names the classes and yields the pictures of each split, one at a time, so that memory holds one of them.
+Adding a layout is a function here and an entry in SOURCES.
+"""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.config import Data, UserError
+
+EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
+
+
+class Unreadable(Exception):
+    """A picture that cannot be decoded; the text says why."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One labelled picture as its owner has it.
+
+    name: how its owner would find it. content: the bytes that make it this picture and no other.
+    pixels: decodes it to (size, size, C) uint8; raises Unreadable.
+    """
+
+    name: str
+    label: int
+    content: bytes
+    pixels: Callable[[int], np.ndarray]
+
+    @property
+    def digest(self) -> str:
+        """The same for the same picture, whatever its name, place and order."""
+        return hashlib.blake2b(self.content, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as people have it. `splits` holds "train" and whatever else the source itself defines."""
+
+    classes: list[str]
+    channels: int
+    splits: dict[str, Iterator[Picture]]
+
+
+def read(data: Data) -> Source:
+    """Open the source that the settings name. Raises UserError where it is not what it should be."""
+    return SOURCES[data.source](data)
+
+
+def digits(data: Data) -> Source:
+    """The 1,797 handwritten digits (8 x 8, 17 grey levels) that scikit-learn carries (UCI, Alpaydin & Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    pictures = (
+        Picture(f"digit {index}", int(label), image.tobytes(), lambda size, image=image: _fit(Image.fromarray(image), size)[..., None])
+        for index, (image, label) in enumerate(zip(grey, bunch.target, strict=True))
+    )
+    return Source(classes=[str(name) for name in bunch.target_names], channels=1, splits={"train": pictures})
+
+
+def image_folder(data: Data) -> Source:
+    """A folder with one sub-folder per class; or train/, [val/,] [test/] that each hold these."""
+    root = Path(data.path)
+    if not root.is_dir():
+        raise UserError(f"data.path '{data.path}' is not a folder; give one that holds a sub-folder per class")
+    folders = _split_folders(root)
+    classes = sorted({path.name for folder in folders.values() for path in _subfolders(folder)})
+    if len(classes) < 2:
+        raise UserError(f"data.path '{data.path}' holds {len(classes)} class sub-folders; at least 2 are needed")
+    splits = {split: _pictures(root, folder, classes) for split, folder in folders.items()}
+    return Source(classes=classes, channels=3, splits=splits)
+
+
+SOURCES: dict[str, Callable[[Data], Source]] = {"digits": digits, "image_folder": image_folder}
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split that the source defines; the root itself where it defines none."""
+    named = {path.name.lower(): path for path in _subfolders(root)}
+    found = {split: named[name] for split, names in SPLITS.items() for name in names if name in named}
+    return found if "train" in found else {"train": root}
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _pictures(root: Path, folder: Path, classes: list[str]) -> Iterator[Picture]:
+    """The pictures below each class folder, hidden files and other kinds of file left out."""
+    for label, name in enumerate(classes):
+        for parent, below, files in os.walk(folder / name):
+            below[:] = sorted(entry for entry in below if not entry.startswith("."))
+            for file in sorted(files):
+                path = Path(parent, file)
+                if path.suffix.lower() in EXTENSIONS and not file.startswith("."):
+                    yield _picture_file(path, str(path.relative_to(root)), label)
+
+
+def _picture_file(path: Path, name: str, label: int) -> Picture:
+    content = path.read_bytes()
+    return Picture(name, label, content, lambda size: _decode(content, size))
+
+
+def _decode(content: bytes, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: turned upright, on white where transparent, centre-cropped to a square, antialiased."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                return _fit(_rgb(ImageOps.exif_transpose(image)), size)
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        raise Unreadable(reason) from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # 16-bit grey, which convert("RGB") would clip to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _fit(image: Image.Image, size: int) -> np.ndarray:
+    if image.size == (size, size):
+        return np.asarray(image)
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))

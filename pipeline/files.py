@@ -1,0 +1,53 @@
+"""Outputs that are whole or absent: written aside, then renamed."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path` for a new file or folder, which becomes `path` only when the block ends well."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+        if path.is_dir():
+            shutil.rmtree(path)
+        aside.replace(path)
+    finally:
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace `path` in one step, so that a killed process leaves the old content or the new."""
+    with replacing(path) as aside:
+        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted keys and a last newline: equal values give equal files."""
+    write(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A header and a line per row; all rows have the keys of the first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue())
+
+
+def read_json(path: Path, *, missing: Callable[[], Exception]) -> Any:
+    """The value in a JSON file of ours; raises what `missing` makes where there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise missing() from None

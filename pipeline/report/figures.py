@@ -1,0 +1,75 @@
+"""Figures, as matplotlib objects and as SVG that is the same for the same numbers."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.edgecolor": "#888888",
+    "svg.hashsalt": "espalier",
+    "text.parse_math": False,  # a class may be named "$"
+}
+LINES = {"teacher": ":", "unguided": "--", "guided": "-"}
+MOST_NUMBERED_CLASSES = 12
+MOST_NAMED_CLASSES = 30
+
+
+def learning_curves(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], *, x: str, y: str) -> Figure:
+    """One line per network: the mean over its seeds, with the range between them shaded.
+
+    curves: "kind/name" -> one list of (x, y) per seed.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+        axes = figure.subplots()
+        for network, seeds in curves.items():
+            xs, ys = np.array(seeds[0])[:, 0], np.array([[point[1] for point in seed] for seed in seeds])
+            (line,) = axes.plot(xs, ys.mean(0), LINES[network.split("/")[0]], linewidth=1.6, label=network)
+            if len(seeds) > 1:
+                axes.fill_between(xs, ys.min(0), ys.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.set(xlabel=x, ylabel=y)
+        axes.margins(x=0.01)
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str) -> Figure:
+    """(K, K) counts, rows are actual classes, shaded by the share of the class."""
+    with mpl.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set(xlabel="predicted", ylabel="actual", title=title)
+        _name_classes(axes, classes)
+        if len(classes) <= MOST_NUMBERED_CLASSES:
+            for row, column in zip(*np.nonzero(matrix), strict=True):
+                colour = "white" if shares[row, column] > 0.6 else "#333333"
+                axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=7)
+    return figure
+
+
+def _name_classes(axes: mpl.axes.Axes, classes: Sequence[str]) -> None:
+    if len(classes) > MOST_NAMED_CLASSES:
+        return
+    short = [name if len(name) <= 16 else f"{name[:15]}…" for name in classes]
+    upright = max(len(name) for name in short) <= 2
+    axes.set_xticks(range(len(classes)), short, rotation=0 if upright else 90, fontsize=7)
+    axes.set_yticks(range(len(classes)), short, fontsize=7)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element to put into a page."""
+    text = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

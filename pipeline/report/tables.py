@@ -1,0 +1,100 @@
+"""From evaluations to the rows of the comparison. Pure: results in, tables out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline import metrics
+from pipeline.config import Experiment
+
+
+@dataclass(frozen=True)
+class Result:
+    """One trained and tested network."""
+
+    kind: str
+    name: str
+    seed: int
+    training: dict[str, Any]  # results/.../training.json
+    test: dict[str, float]  # results/.../test.json
+    curve: list[dict[str, float]]  # one row per epoch
+    confusion: np.ndarray  # (K, K), rows are actual classes
+    config: dict[str, Any]  # of its model folder
+
+    @property
+    def network(self) -> str:
+        """Its name over all seeds."""
+        return f"{self.kind}/{self.name}"
+
+
+def networks(experiment: Experiment) -> list[tuple[str, str]]:
+    """(kind, name) of every network that an experiment trains, in the order in which they are shown."""
+    return [
+        ("teacher", experiment.teacher),
+        *(("unguided", student) for student in experiment.unguided),
+        *(("guided", f"{student}-{guidance}") for student in experiment.guided for guidance in experiment.guidance),
+    ]
+
+
+def by_network(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The results of each network over its seeds."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.network, []).append(result)
+    return groups
+
+
+def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One row per network: means over seeds, and the spread (sample standard deviation) where there is more than one."""
+    groups = by_network(results)
+    return [_row(network, group, groups) for network, group in groups.items()]
+
+
+def _row(network: str, group: list[Result], groups: dict[str, list[Result]]) -> dict[str, Any]:
+    accuracy, spread = metrics.mean_and_spread([result.test["accuracy"] for result in group])
+    pictures = int(group[0].confusion.sum())
+    return {
+        "network": network,
+        "seeds": len(group),
+        "test_accuracy": accuracy,
+        "test_accuracy_spread": spread,
+        "test_noise": metrics.accuracy_noise(accuracy, pictures),
+        "test_balanced_accuracy": _mean(group, "test", "balanced_accuracy"),
+        "test_loss": _mean(group, "test", "loss"),
+        "test_calibration_error": _mean(group, "test", "calibration_error"),
+        "val_accuracy": _mean(group, "training", "val_accuracy"),
+        "parameters": group[0].test["parameters"],
+        "macs": group[0].test["macs"],
+        "train_seconds": _mean(group, "training", "train_seconds"),
+        "train_images_per_second": _mean(group, "training", "train_images_per_second"),
+        "guidance_extra_cost": _extra_cost(group, groups),
+        "inference_images_per_second": _mean(group, "test", "inference_images_per_second"),
+    }
+
+
+def _mean(group: list[Result], part: str, key: str) -> float:
+    return metrics.mean_and_spread([getattr(result, part)[key] for result in group])[0]
+
+
+def _extra_cost(group: list[Result], groups: dict[str, list[Result]]) -> float | None:
+    """Training time over that of the same student without guidance, less one; None where there is no such pair."""
+    if group[0].kind != "guided":
+        return None
+    alone = groups.get(f"unguided/{group[0].name.split('-')[0]}")
+    return _mean(group, "training", "train_seconds") / _mean(alone, "training", "train_seconds") - 1 if alone else None
+
+
+def curves(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Every epoch of every network and seed, in one long table."""
+    return [{"network": f"{result.network}/{result.seed}", **row} for result in results for row in result.curve]
+
+
+def confusions(results: Sequence[Result], classes: list[str]) -> list[dict[str, Any]]:
+    """The confusion matrices, added up over seeds, in one long table."""
+    return [
+        {"network": network, **row}
+        for network, group in by_network(results).items()
+        for row in metrics.confusion_rows(sum(result.confusion for result in group), classes)  # type: ignore[arg-type]
+    ]

@@ -1,0 +1,165 @@
+"""One run in MLflow, or a silent stand-in. Only the driver writes; a tracking that fails never stops a training.
+
+A run is found again by its identity: an interrupted training goes on with its run, and evaluate adds to it.
+"""
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Tracking
+
+logger = logging.getLogger(__name__)
+
+QUIET = {  # before MLflow is imported
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class Run:
+    """A run in MLflow; without a client, or once something has failed, a silent stand-in."""
+
+    def __init__(self, client: Any = None, run_id: str = "") -> None:
+        self._client, self._id, self._images_seen = client, run_id, 0
+        self._try(self._resume)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Log one epoch's metrics against images seen, once, however often the epoch is told."""
+        if row["images_seen"] > self._images_seen:
+            self._images_seen = row["images_seen"]
+            self.metrics(row)
+
+    def metrics(self, values: dict[str, Any]) -> None:
+        """Log numbers as they are after the images seen so far."""
+        self._try(lambda client: client.log_batch(self._id, metrics=_metrics(values, step=self._images_seen)))
+
+    def artifacts(self, path: Path, place: str | None = None) -> None:
+        """Keep a file or a folder with the run."""
+        name = "log_artifacts" if path.is_dir() else "log_artifact"
+        self._try(lambda client: getattr(client, name)(self._id, str(path), place))
+
+    def figure(self, figure: Any, place: str) -> None:
+        """Keep a matplotlib figure with the run as a picture."""
+        self._try(lambda client: client.log_figure(self._id, figure, place))
+
+    def end(self, status: str) -> None:
+        """FINISHED, FAILED or KILLED."""
+        self._try(lambda client: client.set_terminated(self._id, status=status))
+
+    def _resume(self, client: Any) -> None:
+        logged = client.get_metric_history(self._id, "val_loss")
+        self._images_seen = max((point.step for point in logged), default=0)
+
+    def _try(self, action: Callable[[Any], None]) -> None:
+        if self._client is None:
+            return
+        try:
+            action(self._client)
+        except Exception as error:  # a server that is down, a disk that is full, a store of another version
+            self._client = None
+            logger.warning("tracking stopped (%s); the results are not affected", _one_line(error))
+
+
+@contextmanager
+def run(tracking: Tracking, *, identity: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> Iterator[Run]:
+    """The run of that identity, a new one where there is none; FAILED or KILLED where the block does not end well."""
+    opened = _open(tracking, {**tags, "identity": identity}, name, params) if tracking.enabled else Run()
+    try:
+        yield opened
+    except BaseException as error:
+        opened.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    opened.end("FINISHED")
+
+
+def mark(tracking: Tracking, identities: list[str], *, tag: str) -> None:
+    """Set `tag` to "yes" on the runs of these identities and take it from all others, so that the UI can select them."""
+    if not tracking.enabled:
+        return
+    try:
+        client, experiment = _client(tracking)
+        for found in client.search_runs([experiment], f"tags.{tag} = 'yes'"):
+            client.delete_tag(found.info.run_id, tag)
+        for identity in identities:
+            if found := _find(client, experiment, identity):
+                client.set_tag(found.info.run_id, tag, "yes")
+    except Exception as error:
+        logger.warning("tracking failed (%s); the results are not affected", _one_line(error))
+
+
+def _open(tracking: Tracking, tags: dict[str, str], name: str, params: dict[str, Any]) -> Run:
+    try:
+        client, experiment = _client(tracking)
+        found = _find(client, experiment, tags["identity"])
+        if found is None:
+            found = client.create_run(experiment, run_name=name, tags={**tags, "mlflow.source.git.commit": _git_commit()})
+            client.log_batch(found.info.run_id, params=_params(params))
+        client.update_run(found.info.run_id, status="RUNNING")
+        return Run(client, found.info.run_id)
+    except Exception as error:
+        logger.warning("tracking failed (%s); going on without it", _one_line(error))
+        return Run()
+
+
+def _metrics(values: dict[str, Any], *, step: int) -> list[Any]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    return [Metric(key, value, now, step) for key, value in numbers.items()]
+
+
+def _params(tree: dict[str, Any]) -> list[Any]:
+    from mlflow.entities import Param
+
+    return [Param(key, str(value)) for key, value in flatten(tree).items()]
+
+
+def _client(tracking: Tracking) -> tuple[Any, str]:
+    """A client and the id of the experiment. MLFLOW_TRACKING_URI names a server; else a SQLite store is used."""
+    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    folder = Path(tracking.folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    with FileLock(folder / ".lock"):  # two processes that create one store at the same moment both fail
+        client = MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
+        experiment = client.get_experiment_by_name(tracking.experiment)
+        if experiment is not None:
+            return client, experiment.experiment_id
+        place = None if uri else (folder / "artifacts").as_uri()
+        return client, client.create_experiment(tracking.experiment, artifact_location=place)
+
+
+def _find(client: Any, experiment: str, identity: str) -> Any:
+    return next(iter(client.search_runs([experiment], f"tags.identity = '{identity}'", max_results=1)), None)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _git_commit() -> str:
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

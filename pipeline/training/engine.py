@@ -1,0 +1,161 @@
+"""A step, an epoch, an evaluation: tensors in, sums out. Knows no Ray and no files."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from pipeline.config import UserError
+from pipeline.metrics import CALIBRATION_BINS, Counts
+from pipeline.training.guidance import Teacher, guidance_loss
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How stored pixels become input: (B, H, W, C) uint8 to (B, C, H, W) float, normalised per channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, mean: list[float], std: list[float], device: torch.device) -> "Pixels":
+        return cls(torch.tensor(mean, device=device) * 255, torch.tensor(std, device=device) * 255)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises: cross entropy, and beta times the guidance loss while there is a teacher.
+
+    model: the student, or with a teacher a GuidedStudent; either may be wrapped for data-parallel training.
+    """
+
+    model: nn.Module
+    teacher: Teacher | None
+    pixels: Pixels
+    label_smoothing: float
+    precision: torch.dtype
+
+    def __call__(self, images: Tensor, labels: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """The loss, and the sums (4,): cross entropy, guidance loss, correct pictures, pictures."""
+        inputs = self.pixels(images)
+        guidance = torch.zeros((), device=inputs.device)
+        with autocast(inputs.device, self.precision):
+            if self.teacher is None:
+                logits = self.model(inputs)
+            else:
+                logits, maps = self.model(inputs)
+                guidance = guidance_loss(maps, self.teacher(inputs))
+        entropy = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        correct = (logits.argmax(1) == labels).sum()
+        count = len(labels)
+        sums = torch.stack([entropy.detach() * count, guidance.detach() * count, correct, correct.new_tensor(count)])
+        return entropy + beta * guidance, sums
+
+
+def train_epoch(
+    objective: Objective,
+    batches: Batches,
+    optimizer: Optimizer,
+    *,
+    first_step: int,
+    learning_rate: Callable[[int], float],
+    beta: Callable[[int], float],
+    seed: int,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Tensor:
+    """One optimizer step per batch; returns the sums of Objective (float64) over this worker's pictures.
+
+    Every step starts from a random state of its own, the same on all workers: nothing random is carried from step to
+    step, so a resumed run draws what an unbroken one draws.
+    """
+    objective.model.train()
+    total = torch.zeros(4, dtype=torch.float64, device=objective.pixels.mean.device)
+    for step, (images, labels) in enumerate(batches, first_step):
+        torch.manual_seed(_step_seed(seed, step))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        loss, sums = objective(images, labels, beta(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += sums
+        on_images(len(labels))
+    return total
+
+
+def evaluate(network: nn.Module, batches: Batches, pixels: Pixels, *, classes: int, precision: torch.dtype) -> Tensor:
+    """What this worker's pictures add to the counts, as one float64 vector, so that workers can be added up."""
+    network.eval()
+    device = pixels.mean.device
+    total = torch.zeros(2 + classes * classes + CALIBRATION_BINS * 3, dtype=torch.float64, device=device)
+    with torch.inference_mode():
+        for images, labels in batches:
+            with autocast(device, precision):
+                logits = network(pixels(images))
+            total += _counts(logits.float(), labels, classes)
+    return total
+
+
+def predictions(network: nn.Module, batches: Batches, pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) probabilities and (N,) labels, in the order of the batches."""
+    network.eval()
+    with torch.inference_mode():
+        parts = [(network(pixels(images)).float().softmax(1), labels) for images, labels in batches]
+    return torch.cat([part[0] for part in parts]).numpy(), torch.cat([part[1] for part in parts]).numpy()
+
+
+def to_counts(total: Tensor, classes: int) -> Counts:
+    """The vector of `evaluate`, summed over all workers, by its parts."""
+    values = total.cpu().numpy()
+    confusion = values[2 : 2 + classes * classes].astype(np.int64).reshape(classes, classes)
+    bins = values[2 + classes * classes :].reshape(CALIBRATION_BINS, 3)
+    return Counts(loss_sum=float(values[0]), top5=int(values[1]), confusion=confusion, bins=bins)
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager:
+    """Mixed precision where the recipe and the device have it, nothing elsewhere."""
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=precision)
+
+
+def device_of(use_gpu: bool | str) -> torch.device:
+    """The GPU of this process, or the CPU; "auto" takes a GPU where there is one."""
+    if use_gpu is True and not torch.cuda.is_available():
+        raise UserError("cluster.use_gpu is true, but torch sees no GPU; set it to auto or false")
+    return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+
+
+def precision_of(setting: str, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on GPUs that have it, float32 elsewhere (bfloat16 products can be 100 times slower on CPUs)."""
+    if setting == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if setting == "bfloat16" else torch.float32
+
+
+def _counts(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    confidence, predicted = logits.softmax(1).max(1)
+    correct = predicted == labels
+    top = logits.topk(min(5, classes)).indices
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes)
+    which = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    bins = torch.zeros(CALIBRATION_BINS, 3, dtype=torch.float64, device=logits.device)
+    bins.index_add_(0, which, torch.stack([torch.ones_like(confidence), confidence, correct.float()], 1).double())
+    top5 = (top == labels[:, None]).any(1).sum()
+    return torch.cat([torch.stack([loss.double(), top5.double()]), confusion.double(), bins.flatten()])
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,68 @@
+"""All evaluations of the experiment -> one HTML page, the tables behind it and the curves that DVC plots."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import config, files, tracking
+from pipeline.config import UserError
+from pipeline.data import prepared
+from pipeline.report import page, tables
+from pipeline.report.tables import Result
+from stages import common
+
+
+def main() -> None:
+    experiment, track = config.load("experiment", "tracking")
+    card = prepared.read_card(common.PREPARED)
+    results = [_result(kind, name, seed) for kind, name in tables.networks(experiment) for seed in experiment.seeds]
+
+    rows = tables.comparison(results)
+    files.write_csv(common.REPORT / "table.csv", rows)
+    files.write_csv(common.REPORT / "curves.csv", tables.curves(results))
+    files.write_csv(common.REPORT / "confusion.csv", tables.confusions(results, card["classes"]))
+    files.write(common.REPORT / "index.html", page.render(results, card))
+
+    tracking.mark(track, [result.config["espalier"]["identity"] for result in results], tag="in_report")
+    for row in rows:
+        spread = "one seed" if row["test_accuracy_spread"] is None else f"± {row['test_accuracy_spread']:.4f}"
+        print(f"{row['network']:28} test accuracy {row['test_accuracy']:.4f} ({spread})")
+    print(f"see {common.REPORT / 'index.html'}")
+
+
+def _result(kind: str, name: str, seed: int) -> Result:
+    folder = common.place(common.RESULTS, kind, name, seed)
+    confusion = np.array([int(row["count"]) for row in _rows(folder / "confusion.csv")])
+    classes = round(len(confusion) ** 0.5)
+    return Result(
+        kind=kind,
+        name=name,
+        seed=seed,
+        training=_json(folder / "training.json"),
+        test=_json(folder / "test.json"),
+        curve=[{key: float(value) for key, value in row.items()} for row in _rows(folder / "curve.csv")],
+        confusion=confusion.reshape(classes, classes),
+        config=_json(common.place(common.MODELS, kind, name, seed) / "config.json"),
+    )
+
+
+def _json(path: Path) -> Any:
+    return files.read_json(path, missing=lambda: _missing(path))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(f"{path} is missing; `dvc repro` makes it")
+
+
+if __name__ == "__main__":
+    common.run(main)
