@@ -256,7 +256,7 @@ def _contradictions(settings: Settings) -> list[str]:
 
 def _unknown_names(settings: Settings) -> list[str]:
     experiment = settings.experiment
-    wanted = [
+    wanted: list[tuple[str, list[str], dict[str, Any], str]] = [
         ("teacher", [experiment.teacher], settings.teachers, "teachers"),
         ("unguided", experiment.unguided, settings.students, "students"),
         ("guided", experiment.guided, settings.students, "students"),

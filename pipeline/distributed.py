@@ -127,6 +127,12 @@ ENVIRONMENT = {  # before Ray is imported; what is set already stays
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+OWN_ENVIRONMENT = {  # for a Ray of our own: every process that does not start is a second saved on two cores
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_num_prestart_python_workers": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_AUTH_MODE": "token",
+}
 SECONDS_BETWEEN_EVENTS = 0.25
 COLLECTIVE_TIMEOUT_SECONDS = 300  # a lost worker is noticed after this at the latest
 STATE = "state.pt"
@@ -171,7 +177,7 @@ class RayReporter:
 
 def _on_ray(job: Job, cluster: Cluster, scratch: Path, listener: Listener) -> Trained:
     """Run the training as a Ray Train job, and pass on what its first worker tells."""
-    with _ray(cluster):
+    with _ray():
         import ray
         from ray.util.queue import Queue
 
@@ -184,16 +190,22 @@ def _on_ray(job: Job, cluster: Cluster, scratch: Path, listener: Listener) -> Tr
         outcome = running.result().return_value
     if "mistake" in outcome:
         raise UserError(outcome["mistake"])
-    return Trained(**outcome)
+    return Trained(outcome["history"], _weights(outcome["weights"]))
+
+
+def _weights(content: bytes) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    return load(content)
 
 
 @contextmanager
-def _ray(cluster: Cluster) -> Iterator[None]:
+def _ray() -> Iterator[None]:
     """Ray for this block: the cluster that RAY_ADDRESS names, or one of our own on this machine, ended with the block."""
-    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if not joined:  # it listens on all addresses, so it gets a secret that only this process and its children know
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.update(OWN_ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     import ray
 
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -218,7 +230,9 @@ def _trainer(config: dict[str, Any], cluster: Cluster, scratch: Path) -> Any:
         _worker,
         train_loop_config=config,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-        scaling_config=train.ScalingConfig(cluster.num_workers, use_gpu=use_gpu, resources_per_worker=_each(cpus, use_gpu)),
+        scaling_config=train.ScalingConfig(
+            num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=_each(cpus, use_gpu)
+        ),
         run_config=train.RunConfig(
             name="checkpoints",
             storage_path=str(scratch),
@@ -252,6 +266,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each worker of a Ray Train run does; the first one's return value is the run's."""
     import ray
     from ray.train.torch import get_device
+    from safetensors.torch import save
 
     from pipeline.training import loop
 
@@ -260,7 +275,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         state = loop.train(ray.get(config["job"]), reporter)
     except UserError as error:  # a restart would only repeat it
         return {"mistake": str(error)}
-    return {"history": state.history, "weights": state.weights()}
+    return {"history": state.history, "weights": save(state.weights())}
 
 
 def _in_thread(action: Callable[[], Any]) -> Future[Any]:

@@ -11,7 +11,17 @@ from pipeline.training.checkpoint import Model, model_config, save_model
 from pipeline.training.loop import Job, Pictures
 from stages import common
 
-CURVE = ("epoch", "images_seen", "learning_rate", "beta", "train_loss", "train_accuracy", "guidance_loss", "val_loss", "val_accuracy")
+CURVE = (
+    "epoch",
+    "images_seen",
+    "learning_rate",
+    "beta",
+    "train_loss",
+    "train_accuracy",
+    "guidance_loss",
+    "val_loss",
+    "val_accuracy",
+)
 
 
 def train(

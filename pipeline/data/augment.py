@@ -25,7 +25,9 @@ def augment(images: torch.Tensor, pictures: np.ndarray, settings: Augmentation, 
 
 def uniform(pictures: np.ndarray, draws: int, *, seed: int, epoch: int, operation: str) -> np.ndarray:
     """(B, draws) numbers in [0, 1), each a function of its arguments alone: SplitMix64 (Steele et al. 2014) of a counter."""
-    key = _mix(np.uint64(seed) ^ _mix(np.uint64(epoch) ^ _mix(np.uint64(int.from_bytes(operation.encode()[:8].ljust(8), "big")))))
+    key = _mix(
+        np.uint64(seed) ^ _mix(np.uint64(epoch) ^ _mix(np.uint64(int.from_bytes(operation.encode()[:8].ljust(8), "big"))))
+    )
     counters = pictures.astype(np.uint64)[:, None] * np.uint64(draws) + np.arange(draws, dtype=np.uint64)
     return (_mix(_mix(counters) ^ key) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
 

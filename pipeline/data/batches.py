@@ -19,7 +19,9 @@ def steps_per_epoch(pictures: int, batch_size: int) -> int:
     Raises UserError where there is not even one full batch.
     """
     if batch_size > pictures:
-        raise UserError(f"batch_size {batch_size} exceeds the {pictures} training pictures; at most {pictures} can be in a batch")
+        raise UserError(
+            f"batch_size {batch_size} exceeds the {pictures} training pictures; at most {pictures} can be in a batch"
+        )
     return pictures // batch_size
 
 

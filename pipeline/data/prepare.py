@@ -27,7 +27,7 @@ def prepare(source: Source, data: Data, folder: Path) -> dict[str, Any]:
     Raises UserError for pictures that cannot be read (unless they are to be skipped) and for classes too small to split.
     """
     unreadable: list[dict[str, str]] = []
-    given = {split: _gather(pictures, split, source, data, unreadable) for split, pictures in source.splits.items()}
+    given = {split: _gather(pictures, split, data, unreadable) for split, pictures in source.splits.items()}
     splits = _complete(given, source.classes, data)
     card = _card(splits, source, data, unreadable)
     for name, gathered in splits.items():
@@ -36,7 +36,7 @@ def prepare(source: Source, data: Data, folder: Path) -> dict[str, Any]:
     return card
 
 
-def _gather(pictures: Iterable[Picture], name: str, source: Source, data: Data, unreadable: list[dict[str, str]]) -> _Gathered:
+def _gather(pictures: Iterable[Picture], name: str, data: Data, unreadable: list[dict[str, str]]) -> _Gathered:
     """Decode the pictures of a split. The rows are ordered by content, so that no order of files can matter."""
     rows: list[tuple[str, str, int, np.ndarray]] = []
     for picture in tqdm(pictures, desc=f"read {name}", unit=" pictures", leave=False, disable=None):
@@ -71,7 +71,9 @@ def _complete(given: dict[str, _Gathered], classes: list[str], data: Data) -> di
 def _cut(gathered: _Gathered, fraction: float, classes: list[str], *, seed: int, part: str) -> tuple[_Gathered, _Gathered]:
     """The same fraction of every class, chosen by a seeded hash of the pictures' contents."""
     labels = gathered.split.labels
-    keys = np.array([hashlib.blake2b(f"{seed} {part} {digest}".encode(), digest_size=16).hexdigest() for digest in gathered.digests])
+    keys = np.array(
+        [hashlib.blake2b(f"{seed} {part} {digest}".encode(), digest_size=16).hexdigest() for digest in gathered.digests]
+    )
     away = np.zeros(len(labels), dtype=bool)
     for label, name in enumerate(classes):
         rows = np.flatnonzero(labels == label)

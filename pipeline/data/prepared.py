@@ -72,6 +72,6 @@ def fingerprint(splits: list[Split]) -> str:
     digest = hashlib.sha256()
     for split in splits:
         digest.update(repr(split.pixels.shape).encode())
-        digest.update(np.ascontiguousarray(split.pixels))
-        digest.update(np.ascontiguousarray(split.labels))
+        digest.update(np.ascontiguousarray(split.pixels).data)
+        digest.update(np.ascontiguousarray(split.labels).data)
     return digest.hexdigest()[:16]

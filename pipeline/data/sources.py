@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.config import Data, UserError
 
-EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
 
 
@@ -49,7 +49,6 @@ class Source:
     """A data set as people have it. `splits` holds "train" and whatever else the source itself defines."""
 
     classes: list[str]
-    channels: int
     splits: dict[str, Iterator[Picture]]
 
 
@@ -64,11 +63,13 @@ def digits(data: Data) -> Source:
 
     bunch = load_digits()
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    pictures = (
-        Picture(f"digit {index}", int(label), image.tobytes(), lambda size, image=image: _fit(Image.fromarray(image), size)[..., None])
-        for index, (image, label) in enumerate(zip(grey, bunch.target, strict=True))
-    )
-    return Source(classes=[str(name) for name in bunch.target_names], channels=1, splits={"train": pictures})
+    labelled = enumerate(zip(grey, bunch.target.tolist(), strict=True))
+    pictures = (_digit(index, label, image) for index, (image, label) in labelled)
+    return Source(classes=[str(name) for name in bunch.target_names], splits={"train": pictures})
+
+
+def _digit(index: int, label: int, image: np.ndarray) -> Picture:
+    return Picture(f"digit {index}", label, image.tobytes(), lambda size: _fit(Image.fromarray(image), size)[..., None])
 
 
 def image_folder(data: Data) -> Source:
@@ -81,7 +82,7 @@ def image_folder(data: Data) -> Source:
     if len(classes) < 2:
         raise UserError(f"data.path '{data.path}' holds {len(classes)} class sub-folders; at least 2 are needed")
     splits = {split: _pictures(root, folder, classes) for split, folder in folders.items()}
-    return Source(classes=classes, channels=3, splits=splits)
+    return Source(classes=classes, splits=splits)
 
 
 SOURCES: dict[str, Callable[[Data], Source]] = {"digits": digits, "image_folder": image_folder}

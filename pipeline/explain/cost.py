@@ -22,7 +22,7 @@ def of(network: nn.Module, image_shape: Sequence[int]) -> dict[str, float]:
 
 
 def macs(network: nn.Module, image_shape: Sequence[int]) -> int:
-    """Multiply-accumulates of the convolutions and matrix products for one picture, exactly; norms and the like are not counted."""
+    """Multiply-accumulates of the convolutions and matrix products for one picture, exactly; norms are not counted."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         network(_pictures(network, 1, image_shape))
     return counter.get_total_flops() // 2
@@ -30,7 +30,8 @@ def macs(network: nn.Module, image_shape: Sequence[int]) -> int:
 
 def speed(network: nn.Module, image_shape: Sequence[int]) -> float:
     """Pictures per second: the median over as many batches as fit into a second, the first left out."""
-    pictures, times = _pictures(network, BATCH, image_shape), []
+    pictures = _pictures(network, BATCH, image_shape)
+    times: list[float] = []
     with torch.inference_mode():
         network(pictures)
         while sum(times) < SECONDS:

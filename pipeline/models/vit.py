@@ -99,7 +99,7 @@ class VisionTransformer(nn.Module):
         return self.head(features[:, 0])
 
     def forward_intermediates(self, images: Tensor, *, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """What forward_features gives, and the output of the blocks `indices` as maps (B, width, h, w), class token left out."""
+        """What forward_features gives, and the output of the blocks `indices` as maps (B, width, h, w) without class token."""
         tokens = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed
         maps = {}

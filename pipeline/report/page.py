@@ -12,7 +12,6 @@ from pipeline.report import figures, tables
 from pipeline.report.tables import Result
 
 
-
 def render(results: Sequence[Result], card: dict[str, Any]) -> str:
     """The page for these results, all over the same prepared data."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)

@@ -5,6 +5,7 @@ Li et al. 2022; the decay to zero is Rostand et al.'s early guidance. The frame 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ class Teacher(nn.Module):
     default layers come back.
     """
 
-    def __init__(self, network: nn.Module, image_size: tuple[int, int]) -> None:
+    def __init__(self, network: Any, image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.network, self.image_size = network.eval().requires_grad_(False), image_size
+        self.network: Any = network.eval().requires_grad_(False)
+        self.image_size = image_size
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode: the student's batches must not move the BatchNorm statistics."""
@@ -41,9 +43,10 @@ class GuidedStudent(nn.Module):
     forward gives the logits and the projected maps in one pass, so that data-parallel wrappers see both.
     """
 
-    def __init__(self, student: nn.Module, projections: nn.Module, layers: Sequence[int]) -> None:
+    def __init__(self, student: Any, projections: nn.Module, layers: Sequence[int]) -> None:
         super().__init__()
-        self.student, self.projections, self.layers = student, projections, list(layers)
+        self.student: Any = student
+        self.projections, self.layers = projections, list(layers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         features, maps = self.student.forward_intermediates(images, indices=self.layers)
@@ -51,14 +54,12 @@ class GuidedStudent(nn.Module):
         return self.student.forward_head(features), projected
 
 
-def layers_of(student: nn.Module, guidance: Guidance) -> list[int]:
+def layers_of(student: Any, guidance: Guidance) -> list[int]:
     """The student's layers that are guided."""
     return student.default_layers if guidance.student_layers is None else guidance.student_layers
 
 
-def projections(
-    student: nn.Module, teacher: Teacher, guidance: Guidance, *, image_shape: Sequence[int], seed: int
-) -> nn.ModuleList:
+def projections(student: Any, teacher: Teacher, guidance: Guidance, *, image_shape: Sequence[int], seed: int) -> nn.ModuleList:
     """The 1x1 convolutions, from the student's channels to the teacher's, drawn from a random state of their own.
 
     image_shape: (H, W, C) of the student's pictures. Raises UserError where the layers do not pair up.
@@ -75,7 +76,7 @@ def projections(
         return nn.ModuleList(nn.Conv2d(s.shape[1], t.shape[1], 1) for s, t in zip(given, wanted, strict=True))
 
 
-def _maps_of(student: nn.Module, picture: Tensor, layers: Sequence[int]) -> list[Tensor]:
+def _maps_of(student: Any, picture: Tensor, layers: Sequence[int]) -> list[Tensor]:
     training = student.training
     try:
         with torch.no_grad():
