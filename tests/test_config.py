@@ -1,0 +1,88 @@
+"""What a person can write wrongly in params.yaml is said in one line that names it."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from pipeline.config import UserError
+
+
+def test_the_committed_params_are_valid():
+    (settings,) = config.load("students.sl_vit")
+    assert settings.spt and settings.lsa
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("training.student.epcohs", 3, "unknown key 'training.student.epcohs'; did you mean 'epochs'?"),
+        ("students.vit.widht", 3, "unknown key 'students.vit.widht'; did you mean 'width'?"),
+        ("guidance.early.beat", 3, "unknown key 'guidance.early.beat'; did you mean 'beta'?"),
+        ("studnets", {}, "unknown key 'studnets'; did you mean 'students'?"),
+        ("students.vit.model", "vitt", "students.vit.model is 'vitt'; known models: 'vit', 'resnet_cifar'"),
+        ("students.vit.heads", 5, "students.vit.heads 5 does not divide width 96; 4 or 6 would"),
+        ("students.vit.patch_size", 3, "students.vit.patch_size 3 does not divide data.image_size 8; 2 or 4 would"),
+        ("teachers.resnet.depth", 21, "teachers.resnet.depth 21 is not 6n + 2; 20 or 26 would be"),
+        ("training.student.learning_rate", -1.0, "training.student.learning_rate is -1.0: input should be greater than 0"),
+        ("training.student.epochs", "many", "training.student.epochs is 'many': input should be a valid integer"),
+        ("training.student.warmup_epochs", 30, "training.student: warmup_epochs 30 must be less than epochs 30"),
+        ("cluster.num_workers", 5, "training.teacher.batch_size 64 does not divide among cluster.num_workers 5; 60 or 65 would"),
+        ("experiment.teacher", "resnt", "experiment.teacher names 'resnt', which is not in teachers; known: resnet"),
+        ("experiment.seeds", [1, 1], "experiment.seeds holds an entry twice: [1, 1]"),
+        ("experiment.seeds", [], "experiment.seeds is []: list should have at least 1 item after validation, not 0"),
+        ("data.source", "cifra", "data.source is 'cifra': input should be 'digits' or 'image_folder'"),
+        ("guidance.constant.end_fraction", 0.5, "guidance.constant: end_fraction has no effect on the constant schedule"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(params, path, value, line):
+    *parents, key = path.split(".")
+    section = params
+    for parent in parents:
+        section = section[parent]
+    section[key] = value
+    with pytest.raises(UserError) as error:
+        config.parse(params)
+    lines = str(error.value).splitlines()
+    assert any(found.startswith(f"params.yaml: {line}") for found in lines), lines
+
+
+def test_a_missing_key_is_named(params):
+    broken = copy.deepcopy(params)
+    del broken["data"]["image_size"]
+    with pytest.raises(UserError, match=r"^params.yaml: 'data.image_size' is missing$"):
+        config.parse(broken)
+
+
+def test_all_mistakes_are_told_at_once(params):
+    params["training"]["student"]["epochs"] = 0
+    params["data"]["image_size"] = 2
+    with pytest.raises(UserError) as error:
+        config.parse(params)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", ["a: [", "\tb", "", "- 1"])
+def test_a_broken_file_is_one_line(tmp_path, content):
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        config.load("data", path=path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_unknown_section_names_the_known_ones():
+    with pytest.raises(UserError, match=r"students.swin is not in params.yaml; known: vit, sl_vit"):
+        config.load("students.swin")
+
+
+def test_a_missing_file_says_where_to_stand(tmp_path):
+    with pytest.raises(UserError, match="run from the project's root"):
+        config.load("data", path=Path(tmp_path, "params.yaml"))
+
+
+@pytest.mark.parametrize(("size", "patch"), [(8, 2), (28, 4), (32, 4), (64, 8), (72, 9), (96, 12), (150, 15), (224, 28)])
+def test_the_default_patch_divides_and_leaves_about_64_tokens(size, patch):
+    assert config.default_patch_size(size) == patch
+    assert size % patch == 0

@@ -1,0 +1,226 @@
+"""Laws of a training: resumed equals unbroken, unguided equals guided with beta 0, the teacher never changes."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import distributed, metrics
+from pipeline.config import Guidance, UserError
+from pipeline.training import engine, guidance, loop, optim
+from pipeline.training.checkpoint import Model
+from tests.conftest import RESNET, SL_VIT, cluster, job, numbers, recipe, teacher
+
+CONSTANT = Guidance(beta=2.5, schedule="constant")
+EARLY = Guidance(beta=2.5, schedule="cosine", end_fraction=0.5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def fit(made: loop.Job, scratch: Path, *, stop_after: int | None = None) -> distributed.Trained:
+    """A training in this process, perhaps killed right after an epoch was reported."""
+
+    def on_epoch(row):
+        if row["epoch"] == stop_after:
+            raise Interrupted
+
+    return distributed.fit(made, cluster(scratch=str(scratch)), identity="run", listener=distributed.Listener(epoch=on_epoch))
+
+
+def same(first: distributed.Trained, second: distributed.Trained) -> bool:
+    """Bitwise equal weights and equal numbers."""
+    weights = first.weights.keys() == second.weights.keys() and all(
+        torch.equal(first.weights[name], second.weights[name]) for name in first.weights
+    )
+    return weights and numbers(first.history) == numbers(second.history)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [job(), job(RESNET), job(guidance=CONSTANT, teacher=teacher()), job(guidance=EARLY, teacher=teacher())],
+    ids=["vit", "resnet", "constant guidance", "early guidance"],
+)
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_resumed_equals_unbroken(made, stop_after, tmp_path):
+    unbroken = fit(made, tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        fit(made, tmp_path / "resumed", stop_after=stop_after)
+    assert same(unbroken, fit(made, tmp_path / "resumed"))
+
+
+def test_a_training_learns(tmp_path):
+    trained = fit(job(training=recipe(epochs=12, warmup_epochs=2)), tmp_path)
+    assert trained.history[-1]["val_accuracy"] > 0.8 > trained.history[0]["val_accuracy"]
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    first = fit(job(), tmp_path)
+    assert same(first, fit(job(), tmp_path, stop_after=1))  # an epoch would raise
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    unbroken = fit(job(), tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        fit(job(), tmp_path / "resumed", stop_after=2)
+    newest = sorted((tmp_path / "resumed").rglob("epoch-*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert same(unbroken, fit(job(), tmp_path / "resumed"))
+
+
+def test_unguided_equals_guided_with_beta_zero(tmp_path):
+    nothing = Guidance(beta=0.0, schedule="constant")
+    unguided = fit(job(), tmp_path / "unguided")
+    assert same(unguided, fit(job(guidance=nothing, teacher=teacher()), tmp_path / "zero"))
+    assert not same(unguided, fit(job(guidance=CONSTANT, teacher=teacher()), tmp_path / "guided"))
+
+
+def test_the_teacher_never_changes_and_is_not_run_after_guidance(tmp_path, monkeypatch):
+    model = teacher()
+    before, calls = model.digest, []
+    forward = guidance.Teacher.forward
+    monkeypatch.setattr(guidance.Teacher, "forward", lambda self, images: calls.append(len(images)) or forward(self, images))
+    trained = fit(job(guidance=EARLY, teacher=model), tmp_path)
+    assert model.digest == before
+    steps = 70 // 16
+    assert len([count for count in calls if count == 16]) == 2 * steps  # half of 3 epochs, rounded up
+    assert [row["guidance_loss"] > 0 for row in trained.history] == [True, True, False]
+
+
+def test_the_teacher_stays_in_eval_mode():
+    held = guidance.Teacher(teacher().network(), (8, 8))
+    statistics = {name: buffer.clone() for name, buffer in held.network.named_buffers()}
+    guidance.GuidedStudent(held, torch.nn.ModuleList(), []).train()
+    held(torch.randn(4, 3, 8, 8))
+    assert not any(module.training for module in held.network.modules())
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in held.network.named_buffers())
+    assert not any(parameter.requires_grad for parameter in held.parameters())
+
+
+def test_projections_are_trained_and_checkpointed(tmp_path):
+    made = job(guidance=CONSTANT, teacher=teacher())
+    reporter = distributed.LocalReporter(tmp_path, torch.device("cpu"), distributed.Listener())
+    fresh = loop._fresh(made, torch.device("cpu")).projections.state_dict()
+    state = loop.train(made, reporter)
+    again = loop.train(made, reporter)  # only restores
+    trained = state.projections.state_dict()
+    assert all(not torch.equal(fresh[name], trained[name]) for name in fresh)
+    assert all(torch.equal(trained[name], value) for name, value in again.projections.state_dict().items())
+
+
+@pytest.mark.parametrize("layers", [[0, 1], [0, 1, 3]])
+def test_layers_that_do_not_pair_are_one_line(layers, tmp_path):
+    wrong = Guidance(beta=1.0, schedule="constant", student_layers=layers)
+    with pytest.raises(UserError, match="guidance student_layers"):
+        fit(job(guidance=wrong, teacher=teacher()), tmp_path)
+
+
+def test_chosen_layers_are_used(tmp_path):
+    default, chosen = (Guidance(beta=1.0, schedule="constant", student_layers=which) for which in ([0, 1, 2], [0, 0, 0]))
+    assert same(
+        fit(job(guidance=Guidance(beta=1.0, schedule="constant"), teacher=teacher()), tmp_path / "1"),
+        fit(job(guidance=default, teacher=teacher()), tmp_path / "2"),
+    )
+    assert not same(
+        fit(job(guidance=default, teacher=teacher()), tmp_path / "2"),
+        fit(job(guidance=chosen, teacher=teacher()), tmp_path / "3"),
+    )
+
+
+def test_a_teacher_of_another_size_gives_guidance(tmp_path):
+    model = teacher()
+    larger = {**model.config, "pretrained_cfg": {**model.config["pretrained_cfg"], "input_size": [3, 12, 12]}}
+    trained = fit(job(guidance=CONSTANT, teacher=Model(larger, model.weights)), tmp_path)
+    assert all(row["guidance_loss"] > 0 for row in trained.history)
+
+
+def test_a_diverging_training_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"the training loss is nan in epoch \d; a lower learning_rate may help"):
+        fit(job(training=recipe(optimizer="sgd", learning_rate=1e30, warmup_epochs=0)), tmp_path)
+
+
+def test_a_batch_that_is_too_large_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="batch_size 71 exceeds the 70 training pictures"):
+        fit(job(training=recipe(batch_size=71)), tmp_path)
+
+
+def test_seeds_differ(tmp_path):
+    assert not same(fit(job(seed=0), tmp_path / "0"), fit(job(seed=1), tmp_path / "1"))
+
+
+@given(st.integers(1, 400), st.sampled_from(["constant", "linear", "cosine"]), st.floats(0, 10))
+def test_beta_starts_whole_never_rises_and_is_zero_from_its_end(end_step, schedule, beta):
+    setting = Guidance(beta=beta, schedule=schedule, end_fraction=None if schedule == "constant" else 0.5)
+    values = [guidance.beta_at(step, setting, end_step=end_step) for step in range(end_step + 2)]
+    assert values[0] == beta and values[end_step:] == [0.0, 0.0]
+    assert all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+
+
+def test_decays_have_their_shape():
+    linear, cosine = (Guidance(beta=2.0, schedule=name, end_fraction=1.0) for name in ("linear", "cosine"))
+    assert [guidance.beta_at(step, linear, end_step=4) for step in range(5)] == [2.0, 1.5, 1.0, 0.5, 0.0]
+    assert guidance.beta_at(1, cosine, end_step=4) == pytest.approx(1 + math.sqrt(0.5))
+
+
+@given(st.integers(0, 50), st.integers(1, 200), st.floats(1e-6, 10))
+def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(warmup, rest, peak):
+    rates = [optim.learning_rate_at(s, peak=peak, warmup_steps=warmup, total_steps=warmup + rest) for s in range(warmup + rest)]
+    assert rates[warmup] == peak == max(rates) and min(rates) > 0
+    assert rates[: warmup + 1] == sorted(rates[: warmup + 1]) and rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def test_weight_decay_spares_norms_biases_tokens_and_scales():
+    made = job()
+    network = loop._fresh(made, torch.device("cpu")).network
+    decayed, spared = optim.parameter_groups([network], weight_decay=0.1)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert {names[id(p)].split(".")[-1] for p in decayed["params"]} == {"weight"}
+    assert {"cls_token", "pos_embed", "scale", "bias", "weight"} == {names[id(p)].split(".")[-1] for p in spared["params"]}
+    assert len(names) == len(decayed["params"]) + len(spared["params"])
+
+
+@given(st.integers(1, 80), st.integers(1, 30), st.integers(1, 4))
+def test_an_evaluation_adds_up_over_any_shards(count, batch_size, world):
+    from pipeline.data import batches
+
+    torch.manual_seed(count)
+    pixels, labels = torch.randint(0, 256, (count, 2, 2, 1), dtype=torch.uint8), torch.randint(0, 6, (count,))
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 6))
+    scale = engine.Pixels.of([0.5], [0.25], torch.device("cpu"))
+
+    def counted(rank, of, size):
+        shard = batches.evaluation(pixels, labels, batch_size=size, rank=rank, world=of)
+        return engine.evaluate(network, shard, scale, classes=6, precision=torch.float32)
+
+    whole = metrics.summary(engine.to_counts(counted(0, 1, 1000), 6))
+    parts = metrics.summary(engine.to_counts(sum(counted(rank, world, batch_size) for rank in range(world)), 6))
+    logits = network(scale(pixels))
+    assert whole == pytest.approx(parts, rel=1e-5)
+    assert whole["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert whole["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_metrics_by_hand():
+    counts = metrics.Counts(
+        loss_sum=3.0, top5=4, confusion=np.array([[1, 1], [0, 2]]), bins=np.array([[4.0, 3.0, 3.0], [0.0, 0.0, 0.0]])
+    )
+    assert metrics.summary(counts) == {
+        "accuracy": 0.75,
+        "top5_accuracy": 1.0,
+        "balanced_accuracy": 0.75,
+        "loss": 0.75,
+        "calibration_error": 0.0,
+    }
+    assert metrics.mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2))) and metrics.mean_and_spread([1.0])[1] is None
+    with pytest.raises(ValueError, match="no picture"):
+        metrics.summary(dataclasses.replace(counts, confusion=np.zeros((2, 2))))
+
+
+def test_stochastic_depth_is_part_of_these_laws():
+    assert SL_VIT.drop_path > 0
