@@ -204,7 +204,8 @@ def _ray() -> Iterator[None]:
     """Ray for this block: the cluster that RAY_ADDRESS names, or one of our own on this machine, ended with the block."""
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if not joined:  # it listens on all addresses, so it gets a secret that only this process and its children know
-        os.environ.update(OWN_ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.update(OWN_ENVIRONMENT)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once in a process
     os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     import ray
 

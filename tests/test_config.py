@@ -28,7 +28,11 @@ def test_the_committed_params_are_valid():
         ("training.student.learning_rate", -1.0, "training.student.learning_rate is -1.0: input should be greater than 0"),
         ("training.student.epochs", "many", "training.student.epochs is 'many': input should be a valid integer"),
         ("training.student.warmup_epochs", 30, "training.student: warmup_epochs 30 must be less than epochs 30"),
-        ("cluster.num_workers", 5, "training.teacher.batch_size 64 does not divide among cluster.num_workers 5; 60 or 65 would"),
+        (
+            "cluster.num_workers",
+            5,
+            "training.teacher.batch_size 64 does not divide among cluster.num_workers 5; 60 or 65 would",
+        ),
         ("experiment.teacher", "resnt", "experiment.teacher names 'resnt', which is not in teachers; known: resnet"),
         ("experiment.seeds", [1, 1], "experiment.seeds holds an entry twice: [1, 1]"),
         ("experiment.seeds", [], "experiment.seeds is []: list should have at least 1 item after validation, not 0"),

@@ -122,8 +122,7 @@ def test_whole_vit(name, spt, lsa):
 def test_resnet():
     vectors = golden("resnet8_cifar")
     network = CifarResNet(depth=8, num_classes=5)
-    names = {key: value for key, value in RESNET.items()}
-    network.load_state_dict(renamed(vectors, "w.", names) | renamed(vectors, "b.", names), strict=False)
+    network.load_state_dict(renamed(vectors, "w.", RESNET) | renamed(vectors, "b.", RESNET), strict=False)
     features, maps = network.eval().forward_intermediates(vectors["input"], indices=[0, 1, 2])
     torch.testing.assert_close(network.forward_head(features), vectors["output"], **TOLERANCE)
     for index, each in enumerate(maps):

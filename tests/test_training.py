@@ -217,7 +217,9 @@ def test_metrics_by_hand():
         "loss": 0.75,
         "calibration_error": 0.0,
     }
-    assert metrics.mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2))) and metrics.mean_and_spread([1.0])[1] is None
+    assert (
+        metrics.mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2))) and metrics.mean_and_spread([1.0])[1] is None
+    )
     with pytest.raises(ValueError, match="no picture"):
         metrics.summary(dataclasses.replace(counts, confusion=np.zeros((2, 2))))
 

@@ -24,20 +24,22 @@ MOST_NUMBERED_CLASSES = 12
 MOST_NAMED_CLASSES = 30
 
 
-def learning_curves(curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], *, x: str, y: str) -> Figure:
+def learning_curves(
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]], *, x: str, y: str, log: bool = False
+) -> Figure:
     """One line per network: the mean over its seeds, with the range between them shaded.
 
     curves: "kind/name" -> one list of (x, y) per seed.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(11.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for network, seeds in curves.items():
             xs, ys = np.array(seeds[0])[:, 0], np.array([[point[1] for point in seed] for seed in seeds])
             (line,) = axes.plot(xs, ys.mean(0), LINES[network.split("/")[0]], linewidth=1.6, label=network)
             if len(seeds) > 1:
                 axes.fill_between(xs, ys.min(0), ys.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
         axes.margins(x=0.01)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure

@@ -35,7 +35,7 @@ def _curves(groups: dict[str, list[Result]], key: str, label: str) -> figures.Fi
     points = {
         network: [[(row["epoch"], row[key]) for row in result.curve] for result in group] for network, group in groups.items()
     }
-    return figures.learning_curves(points, x="epoch", y=label)
+    return figures.learning_curves(points, x="epoch", y=label, log=key == "val_loss")
 
 
 def _confusion(network: str, group: list[Result], card: dict[str, Any]) -> figures.Figure:

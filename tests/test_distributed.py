@@ -1,0 +1,69 @@
+"""Ray changes where a training runs, not what it computes. Each test starts a real Ray on this machine."""
+
+import pytest
+import torch
+
+from pipeline import distributed
+from pipeline.config import Guidance, UserError
+from tests.conftest import cluster, job, numbers, recipe, teacher
+
+EARLY = Guidance(beta=2.5, schedule="linear", end_fraction=0.5)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def fit(made, scratch, *, workers, stop_after=None, told=None, **changes):
+    def on_epoch(row):
+        if told is not None:
+            told.append(row["epoch"])
+        if row["epoch"] == stop_after:
+            raise Interrupted
+
+    where = cluster(num_workers=workers, cpus_per_worker=1, scratch=str(scratch), **changes)
+    return distributed.fit(made, where, identity="run", listener=distributed.Listener(epoch=on_epoch))
+
+
+def close(first, second, tolerance):
+    """The same curves within a relative tolerance."""
+    for mine, other in zip(numbers(first.history), numbers(second.history), strict=True):
+        assert mine == pytest.approx(other, rel=tolerance)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_ray_equals_this_process_and_goes_on_after_an_interruption(tmp_path):
+    made, told = job(guidance=EARLY, teacher=teacher()), []
+    here = fit(made, tmp_path / "here", workers=0)
+    with pytest.raises(Interrupted):
+        fit(made, tmp_path / "ray", workers=1, stop_after=1)
+    assert (tmp_path / "ray/run/checkpoints").is_dir()
+    resumed = fit(made, tmp_path / "ray", workers=1, told=told)
+    assert told in ([2, 3], [3], [])  # epochs that ended before the interruption was noticed are not told again
+    close(here, resumed, 1e-6)
+    assert all(torch.allclose(here.weights[name], resumed.weights[name], atol=1e-6) for name in here.weights)
+    assert not (tmp_path / "ray/run/checkpoints").exists() and (tmp_path / "ray/run/finished").is_dir()
+
+
+def test_two_workers_have_the_loss_curve_of_one(tmp_path):
+    made = job(guidance=EARLY, teacher=teacher(), training=recipe(epochs=4, warmup_epochs=1))
+    close(fit(made, tmp_path / "one", workers=0), fit(made, tmp_path / "two", workers=2), 1e-4)
+
+
+def test_what_a_worker_cannot_do_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cluster.num_workers 16 with 8 CPU each would wait for ever: Ray has"):
+        distributed.fit(
+            job(),
+            cluster(num_workers=16, cpus_per_worker=8, scratch=str(tmp_path)),
+            identity="run",
+            listener=distributed.Listener(),
+        )
+    with pytest.raises(UserError, match="batch_size 71 exceeds the 70 training pictures"):
+        fit(job(training=recipe(batch_size=71)), tmp_path, workers=1)

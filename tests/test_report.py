@@ -1,0 +1,85 @@
+"""The comparison adds nothing and hides nothing."""
+
+import re
+
+import numpy as np
+import pytest
+
+from pipeline.config import Experiment
+from pipeline.report import figures, page, tables
+from pipeline.report.tables import Result
+
+HOSTILE = "<script>alert(1)</script>"
+CARD = {
+    "source": "image_folder",
+    "classes": ["$a_b^", HOSTILE],
+    "image_shape": [8, 8, 3],
+    "counts": {"train": 8, "validation": 2, "test": 10},
+    "class_counts": {split: {"$a_b^": 4, HOSTILE: 4} for split in ("train", "validation", "test")},
+    "mean": [0.5],
+    "std": [0.2],
+    "duplicates": [],
+    "unreadable": [],
+    "fingerprint": "f",
+}
+
+
+def result(kind: str, name: str, seed: int, correct: int, seconds: float) -> Result:
+    accuracy = correct / 10
+    test = {"accuracy": accuracy, "balanced_accuracy": accuracy, "loss": 1.0, "calibration_error": 0.1}
+    cost = {"parameters": 2_756_744, "macs": 189_522_816, "inference_images_per_second": 10.0}
+    training = {"val_accuracy": 0.5, "train_seconds": seconds, "train_images_per_second": 8 / seconds, "hardware": "abacus"}
+    about = {"network": {"model": "vit"}, "training": {}, "guidance": None, "identity": "i", "versions": {"torch": "2"}}
+    curve = [{"epoch": float(e), "images_seen": 8.0 * e, "val_accuracy": 0.4 * e, "val_loss": 1.0 / e} for e in (1, 2)]
+    confusion = np.array([[correct, 0], [10 - correct, 0]])
+    return Result(kind, name, seed, training, test | cost, curve, confusion, {"espalier": about})
+
+
+RESULTS = [
+    result("teacher", "resnet", 0, 9, 5.0),
+    result("unguided", "vit", 0, 6, 10.0),
+    result("unguided", "vit", 1, 8, 10.0),
+    result("guided", "vit-early", 0, 7, 12.0),
+    result("guided", "vit-early", 1, 7, 12.0),
+]
+
+
+def test_rows_are_means_and_spreads_over_seeds():
+    teacher, alone, guided = tables.comparison(RESULTS)
+    assert teacher["test_accuracy_spread"] is None and teacher["seeds"] == 1
+    assert alone["test_accuracy"] == pytest.approx(0.7) and alone["test_accuracy_spread"] == pytest.approx(0.1414, abs=1e-4)
+    assert guided["guidance_extra_cost"] == pytest.approx(0.2) and alone["guidance_extra_cost"] is None
+
+
+def test_the_networks_of_an_experiment_are_all_named():
+    experiment = Experiment(seeds=[0], teacher="r", unguided=["a", "b"], guided=["b"], guidance=["x", "y"])
+    assert tables.networks(experiment) == [
+        ("teacher", "r"),
+        ("unguided", "a"),
+        ("unguided", "b"),
+        ("guided", "b-x"),
+        ("guided", "b-y"),
+    ]
+
+
+def test_confusions_add_up_over_seeds():
+    rows = tables.confusions(RESULTS, CARD["classes"])
+    assert sum(row["count"] for row in rows) == 50 and {row["network"] for row in rows} == {r.network for r in RESULTS}
+
+
+def test_the_page_is_whole_and_escapes_what_it_is_given():
+    text = page.render(RESULTS, CARD)
+    assert HOSTILE not in text and "&lt;script&gt;" in text
+    assert text.count("<svg") == 2 + 3 and "2.8 M" in text and "189.5 M" in text and "± 14.1" in text and "+20 %" in text
+    outside = re.findall(r'(?:src|href)="(?!#|data:)([^"]+)"', text)
+    assert not outside, "the page must need nothing but itself"
+
+
+def test_equal_results_make_an_equal_page():
+    assert page.render(RESULTS, CARD) == page.render(RESULTS, CARD)
+
+
+@pytest.mark.parametrize("classes", [2, 12, 40, 200])
+def test_a_confusion_of_any_number_of_classes_is_drawn(classes):
+    names = [f"class with a long name {index}" for index in range(classes)]
+    assert figures.svg(figures.confusion(np.eye(classes, dtype=int), names, title="x")).startswith("<svg")

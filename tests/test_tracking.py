@@ -1,0 +1,104 @@
+"""MLflow on SQLite: one run per identity, every epoch once, and a failure that stops nothing."""
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline import tracking
+from pipeline.config import Tracking
+
+TAGS = {"kind": "unguided", "name": "vit", "seed": "0"}
+
+
+def settings(tmp_path) -> Tracking:
+    return Tracking(enabled=True, experiment="x", folder=str(tmp_path / "mlruns"))
+
+
+def row(epoch: int) -> dict:
+    return {"epoch": epoch, "images_seen": 10 * epoch, "val_loss": 1.0 / epoch, "hardware": "abacus"}
+
+
+def opened(tmp_path, identity="a"):
+    return tracking.run(settings(tmp_path), identity=identity, name="unguided/vit/0", tags=TAGS, params={"a": {"b": 1}})
+
+
+def client(tmp_path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+
+
+def runs(tmp_path, query=""):
+    experiment = client(tmp_path).get_experiment_by_name("x")
+    return client(tmp_path).search_runs([experiment.experiment_id], query)
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_an_interrupted_run_goes_on_as_the_same_run_with_every_epoch_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path) as run:
+        run.epoch(row(1))
+        run.epoch(row(2))
+        raise KeyboardInterrupt
+    assert [run.info.status for run in runs(tmp_path)] == ["KILLED"]
+    with opened(tmp_path) as run:
+        for epoch in (2, 3):
+            run.epoch(row(epoch))
+        run.metrics({"test_accuracy": 0.5})
+    (run,) = runs(tmp_path)
+    history = client(tmp_path).get_metric_history(run.info.run_id, "val_loss")
+    assert [point.step for point in history] == [10, 20, 30]
+    assert run.info.status == "FINISHED" and run.info.run_name == "unguided/vit/0"
+    assert run.data.params == {"a.b": "1"} and run.data.metrics["test_accuracy"] == 0.5
+    assert {**TAGS, "identity": "a"}.items() <= run.data.tags.items() and run.data.tags["mlflow.source.git.commit"]
+
+
+def test_another_identity_is_another_run_and_failures_are_told(tmp_path):
+    with pytest.raises(ValueError), opened(tmp_path):
+        raise ValueError
+    with opened(tmp_path, "b"):
+        pass
+    assert sorted(run.info.status for run in runs(tmp_path)) == ["FAILED", "FINISHED"]
+
+
+def test_artifacts_lie_beside_the_store(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    with opened(tmp_path) as run:
+        run.artifacts(tmp_path / "model", "model")
+    assert len(list((tmp_path / "mlruns/artifacts").rglob("model/config.json"))) == 1
+
+
+def test_marks_are_on_the_named_runs_alone(tmp_path):
+    for identity in "abc":
+        with opened(tmp_path, identity):
+            pass
+    tracking.mark(settings(tmp_path), ["a", "b"], tag="in_report")
+    tracking.mark(settings(tmp_path), ["b", "c"], tag="in_report")
+    assert {run.data.tags["identity"] for run in runs(tmp_path, "tags.in_report = 'yes'")} == {"b", "c"}
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////proc/nowhere/mlflow.db"])
+def test_a_store_that_fails_stops_nothing_and_is_said(tmp_path, uri, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with opened(tmp_path) as run:
+        run.epoch(row(1))
+    assert "tracking failed" in caplog.text and len(caplog.text.splitlines()) == 1
+
+
+def test_a_store_that_fails_on_the_way_stops_nothing_and_is_said_once(tmp_path, caplog):
+    with opened(tmp_path) as run:
+        run.epoch(row(1))
+        (tmp_path / "mlruns/mlflow.db").write_bytes(b"overwritten")
+        for epoch in (2, 3):
+            run.epoch(row(epoch))
+    assert caplog.text.count("tracking stopped") == 1
+
+
+def test_switched_off_it_keeps_nothing(tmp_path):
+    off = Tracking(enabled=False, experiment="x", folder=str(tmp_path / "mlruns"))
+    with tracking.run(off, identity="a", name="n", tags={}, params={}) as run:
+        run.epoch(row(1))
+        run.metrics({"a": 1.0})
+    assert not (tmp_path / "mlruns").exists()
