@@ -57,7 +57,7 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 def test_random_numbers_are_uniform_and_differ_by_operation_picture_and_draw():
     numbers = augment.uniform(np.arange(20000), 4, seed=3, epoch=5, operation="crop")
-    assert numbers.shape == (20000, 4) and 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.shape == (20000, 4) and numbers.min() >= 0 and numbers.max() < 1
     assert np.abs(np.histogram(numbers, 20, (0, 1))[0] / numbers.size - 0.05).max() < 0.003
     assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 0.03
     other = augment.uniform(np.arange(20000), 4, seed=3, epoch=5, operation="flip")
