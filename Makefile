@@ -18,6 +18,8 @@ test-all: env
 	pytest -m "not gpu"
 
 ui: env
+	@echo "the runs of the present report, in one chart:"
+	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&searchFilter=tags.in_report%20%3D%20'yes'&compareRunsMode=CHART"
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 

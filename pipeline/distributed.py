@@ -8,6 +8,7 @@ pass things on start fast.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from pipeline import files
 from pipeline.config import Cluster, UserError
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.training.loop import Job
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS_KEPT = 2
 WEIGHTS, HISTORY = "model.safetensors", "history.json"
@@ -55,13 +60,30 @@ def fit(job: Job, cluster: Cluster, *, identity: str, listener: Listener) -> Tra
 
     Raises UserError for what a person can put right, KeyboardInterrupt when interrupted; the checkpoints stay.
     """
-    scratch = Path(cluster.scratch).resolve() / identity
-    if (scratch / "finished").is_dir():
-        return _read(scratch / "finished")
-    trained = (_in_process if cluster.num_workers == 0 else _on_ray)(job, cluster, scratch, listener)
-    _write(scratch / "finished", trained)
-    shutil.rmtree(scratch / "checkpoints", ignore_errors=True)
-    return trained
+    scratch = files.in_project(cluster.scratch) / identity
+    with _alone(scratch):
+        if (scratch / "finished").is_dir():
+            return _read(scratch / "finished")
+        trained = (_in_process if cluster.num_workers == 0 else _on_ray)(job, cluster, scratch, listener)
+        _write(scratch / "finished", trained)
+        shutil.rmtree(scratch / "checkpoints", ignore_errors=True)
+        return trained
+
+
+@contextmanager
+def _alone(scratch: Path) -> Iterator[None]:
+    """Hold a run for this process; another that wants the same one waits for its end."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(scratch / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.warning("another process trains run %s; waiting for it", scratch.name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _write(folder: Path, trained: Trained) -> None:
@@ -147,7 +169,7 @@ class RayReporter:
         context = train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device, self._events = device, events
-        self._images, self._told = 0, time.monotonic()
+        self._images, self._told = 0, float("-inf")
 
     def checkpoints(self) -> Iterator[bytes]:
         from ray import train

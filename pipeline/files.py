@@ -25,6 +25,11 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
 
 
+def in_project(folder: str) -> Path:
+    """An absolute path below the project's root. The copies that `dvc exp run --temp` works in share the original's."""
+    return Path(os.environ.get("DVC_ROOT", "."), folder).resolve()
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Replace `path` in one step, so that a killed process leaves the old content or the new."""
     with replacing(path) as aside:

@@ -12,13 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline import files
 from pipeline.config import Tracking
 
 logger = logging.getLogger(__name__)
 
+SECTIONS = ("train_", "val_", "test_", "guidance_")  # val_loss is logged as val/loss: the UI has a section for each "val/"
+
 QUIET = {  # before MLflow is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -34,7 +38,7 @@ class Run:
         """Log one epoch's metrics against images seen, once, however often the epoch is told."""
         if row["images_seen"] > self._images_seen:
             self._images_seen = row["images_seen"]
-            self.metrics(row)
+            self.metrics({key: value for key, value in row.items() if key != "images_seen"})
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Log numbers as they are after the images seen so far."""
@@ -54,7 +58,7 @@ class Run:
         self._try(lambda client: client.set_terminated(self._id, status=status))
 
     def _resume(self, client: Any) -> None:
-        logged = client.get_metric_history(self._id, "val_loss")
+        logged = client.get_metric_history(self._id, _in_section("val_loss"))
         self._images_seen = max((point.step for point in logged), default=0)
 
     def _try(self, action: Callable[[Any], None]) -> None:
@@ -113,7 +117,11 @@ def _metrics(values: dict[str, Any], *, step: int) -> list[Any]:
 
     now = int(time.time() * 1000)
     numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
-    return [Metric(key, value, now, step) for key, value in numbers.items()]
+    return [Metric(_in_section(key), value, now, step) for key, value in numbers.items()]
+
+
+def _in_section(key: str) -> str:
+    return key.replace("_", "/", 1) if key.startswith(SECTIONS) else key
 
 
 def _params(tree: dict[str, Any]) -> list[Any]:
@@ -125,12 +133,10 @@ def _params(tree: dict[str, Any]) -> list[Any]:
 def _client(tracking: Tracking) -> tuple[Any, str]:
     """A client and the id of the experiment. MLFLOW_TRACKING_URI names a server; else a SQLite store is used."""
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from filelock import FileLock
     from mlflow import MlflowClient
 
-    folder = Path(tracking.folder).resolve()
+    folder = files.in_project(tracking.folder)
     folder.mkdir(parents=True, exist_ok=True)
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     with FileLock(folder / ".lock"):  # two processes that create one store at the same moment both fail

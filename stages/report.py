@@ -23,6 +23,7 @@ def main() -> None:
     files.write_csv(common.REPORT / "table.csv", rows)
     files.write_csv(common.REPORT / "curves.csv", tables.curves(results))
     files.write_csv(common.REPORT / "confusion.csv", tables.confusions(results, card["classes"]))
+    files.write(common.REPORT / "table.md", page.markdown(results))
     files.write(common.REPORT / "index.html", page.render(results, card))
 
     tracking.mark(track, [result.config["espalier"]["identity"] for result in results], tag="in_report")

@@ -113,8 +113,8 @@ def test_the_runs_are_in_mlflow_one_per_network_with_curves_and_test_metrics(pro
     found = {run.info.run_name: run for run in client.search_runs([experiment], "tags.in_report = 'yes'")}
     assert len(found) == 5 and found["guided/vit-early/0"].data.tags["kind"] == "guided"
     for one in found.values():
-        assert one.info.status == "FINISHED" and "test_accuracy" in one.data.metrics
-        steps = [point.step for point in client.get_metric_history(one.info.run_id, "val_accuracy")]
+        assert one.info.status == "FINISHED" and "test/accuracy" in one.data.metrics
+        steps = [point.step for point in client.get_metric_history(one.info.run_id, "val/accuracy")]
         assert steps == sorted(set(steps)) and len(steps) in (2, 4)
         assert {"model", "confusion.png"} <= {entry.path for entry in client.list_artifacts(one.info.run_id)}
 

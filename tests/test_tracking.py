@@ -46,10 +46,10 @@ def test_an_interrupted_run_goes_on_as_the_same_run_with_every_epoch_once(tmp_pa
             run.epoch(row(epoch))
         run.metrics({"test_accuracy": 0.5})
     (run,) = runs(tmp_path)
-    history = client(tmp_path).get_metric_history(run.info.run_id, "val_loss")
+    history = client(tmp_path).get_metric_history(run.info.run_id, "val/loss")
     assert [point.step for point in history] == [10, 20, 30]
     assert run.info.status == "FINISHED" and run.info.run_name == "unguided/vit/0"
-    assert run.data.params == {"a.b": "1"} and run.data.metrics["test_accuracy"] == 0.5
+    assert run.data.params == {"a.b": "1"} and run.data.metrics["test/accuracy"] == 0.5
     assert {**TAGS, "identity": "a"}.items() <= run.data.tags.items() and run.data.tags["mlflow.source.git.commit"]
 
 

@@ -31,6 +31,20 @@ def render(results: Sequence[Result], card: dict[str, Any]) -> str:
     )
 
 
+def markdown(results: Sequence[Result]) -> str:
+    """The comparison as a short Markdown table, for a README or a message."""
+    lines = ["| network | test accuracy | parameters | MACs | training time |", "|---|---|---|---|---|"]
+    for row in tables.comparison(results):
+        spread = row["test_accuracy_spread"]
+        accuracy = f"{_percent(row['test_accuracy'])}{'' if spread is None else ' ± ' + _percent(spread)} %"
+        size = f"{_count(row['parameters'])} | {_count(row['macs'])}"
+        lines.append(f"| {row['network']} | {accuracy} | {size} | {_duration(row['train_seconds'])} |")
+    machine = " and ".join(sorted({str(result.training["hardware"]) for result in results}))
+    seeds = sorted({result.seed for result in results})
+    pictures = int(results[0].confusion.sum())
+    return "\n".join([*lines, "", f"{len(seeds)} seed(s), {pictures} test pictures, {machine}.", ""])
+
+
 def _curves(groups: dict[str, list[Result]], key: str, label: str) -> figures.Figure:
     points = {
         network: [[(row["epoch"], row[key]) for row in result.curve] for result in group] for network, group in groups.items()
