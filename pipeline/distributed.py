@@ -232,7 +232,8 @@ def _ray() -> Iterator[None]:
     import ray
 
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    own: dict[str, Any] = {} if joined else {"address": "local", "include_dashboard": False}
+    code = {"py_modules": [str(Path(__file__).parent)]}  # other nodes need not have it
+    own: dict[str, Any] = {"runtime_env": code} if joined else {"address": "local", "include_dashboard": False}
     ray.init(**quiet, **own)
     try:
         yield

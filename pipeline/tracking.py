@@ -17,7 +17,13 @@ from pipeline.config import Tracking
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("train_", "val_", "test_", "guidance_")  # val_loss is logged as val/loss: the UI has a section for each "val/"
+SECTIONS = (
+    "train_",
+    "val_",
+    "test_",
+    "guidance_",
+    "cost_",
+)  # val_loss is logged as val/loss: the UI has a section for each "val/"
 
 QUIET = {  # before MLflow is imported
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -38,11 +44,14 @@ class Run:
         """Log one epoch's metrics against images seen, once, however often the epoch is told."""
         if row["images_seen"] > self._images_seen:
             self._images_seen = row["images_seen"]
-            self.metrics({key: value for key, value in row.items() if key != "images_seen"})
+            self._log({key: value for key, value in row.items() if key != "images_seen"}, step=self._images_seen)
 
-    def metrics(self, values: dict[str, Any]) -> None:
-        """Log numbers as they are after the images seen so far."""
-        self._try(lambda client: client.log_batch(self._id, metrics=_metrics(values, step=self._images_seen)))
+    def facts(self, values: dict[str, Any]) -> None:
+        """Log numbers that belong to the run as a whole; the UI draws them as bars."""
+        self._log(values, step=0)
+
+    def _log(self, values: dict[str, Any], *, step: int) -> None:
+        self._try(lambda client: client.log_batch(self._id, metrics=_metrics(values, step=step)))
 
     def artifacts(self, path: Path, place: str | None = None) -> None:
         """Keep a file or a folder with the run."""

@@ -35,18 +35,19 @@ def main() -> None:
         network, batches.evaluation(*tensors, batch_size=256), pixels, classes=len(classes), precision=torch.float32
     )
     counts = engine.to_counts(counted, len(classes))
-    measured = metrics.summary(counts) | cost.of(network, model.image_shape)
-    files.write_json(results / "test.json", measured)
+    scores, costs = metrics.summary(counts), cost.of(network, model.image_shape)
+    files.write_json(results / "test.json", scores | costs)
     files.write_csv(results / "confusion.csv", metrics.confusion_rows(counts.confusion, classes))
 
     about = model.config["espalier"]
     label = f"{args.kind}/{args.name}/{args.seed}"
     tags = {key: str(about[key]) for key in ("kind", "name", "seed", "data_fingerprint")}
     with tracking.run(track, identity=about["identity"], name=label, tags=tags, params={}) as tracked:
-        tracked.metrics({f"test_{key}": value for key, value in measured.items()})
+        tracked.facts({f"test_{key}": value for key, value in scores.items()})
+        tracked.facts({f"cost_{key}": value for key, value in costs.items()})
         tracked.artifacts(results / "confusion.csv")
         tracked.figure(figures.confusion(counts.confusion, classes, title=label), "confusion.png")
-    print(f"{label} test accuracy {measured['accuracy']:.4f} loss {measured['loss']:.4f} on {counts.total} pictures")
+    print(f"{label} test accuracy {scores['accuracy']:.4f} loss {scores['loss']:.4f} on {counts.total} pictures")
 
 
 if __name__ == "__main__":

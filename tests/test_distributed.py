@@ -1,10 +1,16 @@
 """Ray changes where a training runs, not what it computes. Each test starts a real Ray on this machine."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from pipeline import distributed
 from pipeline.config import Guidance, UserError
+from pipeline.training.checkpoint import load_model
 from tests.conftest import cluster, job, numbers, recipe, teacher
 
 EARLY = Guidance(beta=2.5, schedule="linear", end_fraction=0.5)
@@ -67,3 +73,36 @@ def test_what_a_worker_cannot_do_is_one_line(tmp_path):
         )
     with pytest.raises(UserError, match="batch_size 71 exceeds the 70 training pictures"):
         fit(job(training=recipe(batch_size=71)), tmp_path, workers=1)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from pipeline import distributed
+from pipeline.training.checkpoint import Model, save_model
+from tests.conftest import cluster, job
+
+made = job()
+where = cluster(num_workers=1, cpus_per_worker=1, scratch=sys.argv[1])
+trained = distributed.fit(made, where, identity="run", listener=distributed.Listener())
+save_model(Path(sys.argv[1], "model"), Model(made.config, trained.weights))
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_joins_the_cluster_that_ray_address_names_which_need_not_have_the_code(tmp_path):
+    root, address = Path(__file__).parents[1], "127.0.0.1:6398"
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    head = ["ray", "start", "--head", "--port", "6398", "--num-cpus", "2", "--include-dashboard=false", "--disable-usage-stats"]
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run(head, cwd=tmp_path / "elsewhere", env=environment, check=True, capture_output=True)
+    try:
+        driver = [sys.executable, "-c", DRIVER, str(tmp_path / "ray")]
+        subprocess.run(driver, cwd=root, env={**environment, "RAY_ADDRESS": address}, check=True)
+        nodes = subprocess.run(["ray", "status", "--address", address], env=environment, check=True, capture_output=True)
+        assert b"1 node_" in nodes.stdout  # it was joined, not ended
+    finally:
+        subprocess.run(["ray", "stop"], env=environment, check=True, capture_output=True)
+    weights = load_model(tmp_path / "ray/model", made_by="this test").weights
+    here = fit(job(), tmp_path / "here", workers=0)
+    assert all(torch.allclose(here.weights[name], weights[name], atol=1e-6) for name in weights)

@@ -125,6 +125,16 @@ def test_a_changed_student_trains_that_student_alone(project):
     assert ran == ["unguided@sl_vit-0", "evaluate_unguided@sl_vit-0", "report"]
 
 
+def test_an_experiment_in_a_copy_of_the_project_keeps_its_runs_in_the_projects_mlflow(project):
+    from mlflow import MlflowClient
+
+    run("dvc", "exp", "run", "--temp", "-S", "students.sl_vit.depth=4", "-n", "aside", cwd=project)
+    client = MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("espalier").experiment_id
+    names = [found.info.run_name for found in client.search_runs([experiment], "params.`network.depth` = '4'")]
+    assert names == ["unguided/sl_vit/0"]
+
+
 def test_a_mistake_is_one_line_and_leaves_nothing(project):
     before = (project / "params.yaml").read_text()
     change(project, training__student__epocs=3)

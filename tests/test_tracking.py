@@ -44,7 +44,7 @@ def test_an_interrupted_run_goes_on_as_the_same_run_with_every_epoch_once(tmp_pa
     with opened(tmp_path) as run:
         for epoch in (2, 3):
             run.epoch(row(epoch))
-        run.metrics({"test_accuracy": 0.5})
+        run.facts({"test_accuracy": 0.5})
     (run,) = runs(tmp_path)
     history = client(tmp_path).get_metric_history(run.info.run_id, "val/loss")
     assert [point.step for point in history] == [10, 20, 30]
@@ -100,5 +100,5 @@ def test_switched_off_it_keeps_nothing(tmp_path):
     off = Tracking(enabled=False, experiment="x", folder=str(tmp_path / "mlruns"))
     with tracking.run(off, identity="a", name="n", tags={}, params={}) as run:
         run.epoch(row(1))
-        run.metrics({"a": 1.0})
+        run.facts({"a": 1.0})
     assert not (tmp_path / "mlruns").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,19 @@ def test_a_training_learns(tmp_path):
 def test_a_finished_training_is_not_trained_again(tmp_path):
     first = fit(job(), tmp_path)
     assert same(first, fit(job(), tmp_path, stop_after=1))  # an epoch would raise
+
+
+def test_two_who_want_the_same_run_train_it_once(tmp_path, caplog):
+    told = []
+
+    def train(_):
+        listener = distributed.Listener(epoch=lambda row: told.append(row["epoch"]))
+        return distributed.fit(job(), cluster(scratch=str(tmp_path)), identity="run", listener=listener)
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(train, range(2))
+    assert told == [1, 2, 3] and same(first, second)
+    assert "another process trains run run; waiting for it" in caplog.text
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):

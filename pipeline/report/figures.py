@@ -40,6 +40,8 @@ def learning_curves(
             if len(seeds) > 1:
                 axes.fill_between(xs, ys.min(0), ys.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
+        if log:
+            axes.yaxis.set_major_formatter("{x:g}")
         axes.margins(x=0.01)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure

@@ -79,11 +79,12 @@ def _mean(group: list[Result], part: str, key: str) -> float:
 
 
 def _extra_cost(group: list[Result], groups: dict[str, list[Result]]) -> float | None:
-    """Training time over that of the same student without guidance, less one; None where there is no such pair."""
+    """Training time, at the median pace, over that of the same student without guidance, less one; None without such a pair."""
     if group[0].kind != "guided":
         return None
     alone = groups.get(f"unguided/{group[0].name.split('-')[0]}")
-    return _mean(group, "training", "train_seconds") / _mean(alone, "training", "train_seconds") - 1 if alone else None
+    key = "typical_train_seconds"
+    return _mean(group, "training", key) / _mean(alone, "training", key) - 1 if alone else None
 
 
 def curves(results: Sequence[Result]) -> list[dict[str, Any]]:
