@@ -136,7 +136,9 @@ class Cluster(Section):
     cpus_per_worker: Count | None = None  # null: all CPUs of this machine, shared out; 1 on a joined cluster
     use_gpu: Literal["auto"] | bool = "auto"
     max_failures: Annotated[int, Field(ge=0)] = 2  # restarts from the last checkpoint after a lost worker
-    scratch: str = ".runs"  # checkpoints of unfinished runs
+    scratch: str = ".runs"  # unfinished and finished runs, by their identity
+    checkpoints: str | None = None  # a folder or URI that all nodes reach; null: in scratch
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 10  # between two checkpoints, which are written after an epoch
 
 
 class Tracking(Section):

@@ -11,11 +11,10 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from pipeline import files
+from pipeline.checkpoints import Checkpoints
 from pipeline.config import Cluster, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_KEPT = 2
 WEIGHTS, HISTORY = "model.safetensors", "history.json"
 
 
@@ -64,9 +63,10 @@ def fit(job: Job, cluster: Cluster, *, identity: str, listener: Listener) -> Tra
     with _alone(scratch):
         if (scratch / "finished").is_dir():
             return _read(scratch / "finished")
-        trained = (_in_process if cluster.num_workers == 0 else _on_ray)(job, cluster, scratch, listener)
+        place = f"{cluster.checkpoints or scratch.parent}/{identity}/checkpoints"
+        trained = (_in_process if cluster.num_workers == 0 else _on_ray)(job, cluster, place, listener)
         _write(scratch / "finished", trained)
-        shutil.rmtree(scratch / "checkpoints", ignore_errors=True)
+        Checkpoints(place).delete()
         return trained
 
 
@@ -104,38 +104,47 @@ def _read(folder: Path) -> Trained:
 # In this process
 
 
+class Keeper:
+    """Writes a checkpoint whenever the last one is old enough."""
+
+    def __init__(self, place: str, seconds: float) -> None:
+        self.kept, self._seconds, self._written = Checkpoints(place), seconds, time.monotonic()
+
+    def epoch(self, epoch: int, checkpoint: Callable[[], bytes]) -> None:
+        """An epoch has ended, after which the state is what `checkpoint()` gives."""
+        if time.monotonic() - self._written >= self._seconds:
+            self.kept.write(epoch, checkpoint())
+            self._written = time.monotonic()
+
+
 class LocalReporter:
-    """One worker, this process; checkpoints are files in `folder`, the newest two are kept."""
+    """One worker, this process."""
 
     rank, world = 0, 1
 
-    def __init__(self, folder: Path, device: torch.device, listener: Listener) -> None:
-        self.device, self._folder, self._listener = device, folder, listener
+    def __init__(self, keeper: Keeper, device: torch.device, listener: Listener) -> None:
+        self.device, self._keeper, self._listener = device, keeper, listener
 
-    def checkpoints(self) -> Iterable[bytes]:
-        return (path.read_bytes() for path in reversed(self._paths()))
+    def checkpoints(self) -> Iterator[bytes]:
+        return self._keeper.kept.newest_first()
 
     def report(self, row: dict[str, Any], checkpoint: Callable[[], bytes]) -> None:
-        files.write(self._folder / f"epoch-{row['epoch']:05}.pt", checkpoint())
-        for path in self._paths()[:-CHECKPOINTS_KEPT]:
-            path.unlink()
+        self._keeper.epoch(row["epoch"], checkpoint)
         self._listener.epoch(row)
 
     def progress(self, images: int) -> None:
         self._listener.images(images)
 
-    def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("epoch-*.pt"))
 
-
-def _in_process(job: Job, cluster: Cluster, scratch: Path, listener: Listener) -> Trained:
+def _in_process(job: Job, cluster: Cluster, place: str, listener: Listener) -> Trained:
     import torch
 
     from pipeline.training import engine, loop
 
     if cluster.cpus_per_worker:
         torch.set_num_threads(cluster.cpus_per_worker)
-    reporter = LocalReporter(scratch / "checkpoints", engine.device_of(cluster.use_gpu), listener)
+    keeper = Keeper(place, cluster.checkpoint_seconds)
+    reporter = LocalReporter(keeper, engine.device_of(cluster.use_gpu), listener)
     state = loop.train(job, reporter)
     return Trained(state.history, state.weights())
 
@@ -143,7 +152,8 @@ def _in_process(job: Job, cluster: Cluster, scratch: Path, listener: Listener) -
 # On Ray
 
 ENVIRONMENT = {  # before Ray is imported; what is set already stays
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # seconds until an epoch is noticed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # seconds until the end, or the loss of a worker, is noticed
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # until a worker that is silent is taken for lost
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -157,38 +167,39 @@ OWN_ENVIRONMENT = {  # for a Ray of our own: every process that does not start i
 }
 SECONDS_BETWEEN_EVENTS = 0.25
 COLLECTIVE_TIMEOUT_SECONDS = 300  # a lost worker is noticed after this at the latest
-STATE = "state.pt"
 
 
 class RayReporter:
-    """One of the workers of a Ray Train run; the first one speaks, through a queue that the driver reads."""
+    """One of the workers of a Ray Train run. The first one speaks, through a queue that the driver reads, and it alone
+    needs to reach the checkpoints. They are not Ray's, whose record of them can lag behind the files when it dies, and
+    whose form changes with its version."""
 
-    def __init__(self, events: Any, device: torch.device) -> None:
+    def __init__(self, events: Any, keeper: Keeper, device: torch.device) -> None:
         from ray import train
 
         context = train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device, self._events = device, events
+        self.device, self._keeper, self._events = device, keeper, events
         self._images, self._told = 0, float("-inf")
 
     def checkpoints(self) -> Iterator[bytes]:
-        from ray import train
+        mine = self._keeper.kept.newest_first() if self.rank == 0 else iter(())
+        while (content := self._from_the_first(next(mine, None))) is not None:
+            yield content
 
-        if (checkpoint := train.get_checkpoint()) is not None:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder, STATE).read_bytes()
+    def _from_the_first(self, value: bytes | None) -> bytes | None:
+        if self.world == 1:
+            return value
+        import torch
+
+        shared = [value]
+        torch.distributed.broadcast_object_list(shared, device=self.device)
+        return shared[0]
 
     def report(self, row: dict[str, Any], checkpoint: Callable[[], bytes]) -> None:
-        from ray import train
-
-        if self.rank != 0:
-            train.report({})
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, STATE).write_bytes(checkpoint())
-            kept = train.Checkpoint.from_directory(folder)
-            train.report({"epoch": row["epoch"]}, checkpoint=kept, checkpoint_dir_name=f"epoch-{row['epoch']:05}")
-        self._events.put_nowait(("epoch", row))
+        if self.rank == 0:
+            self._keeper.epoch(row["epoch"], checkpoint)
+            self._events.put(("epoch", row))
 
     def progress(self, images: int) -> None:
         self._images += images
@@ -197,14 +208,15 @@ class RayReporter:
             self._images, self._told = 0, time.monotonic()
 
 
-def _on_ray(job: Job, cluster: Cluster, scratch: Path, listener: Listener) -> Trained:
+def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Trained:
     """Run the training as a Ray Train job, and pass on what its first worker tells."""
-    with _ray():
+    with _ray(), tempfile.TemporaryDirectory() as unused:
         import ray
         from ray.util.queue import Queue
 
         events = Queue(actor_options={"num_cpus": 0})
-        trainer = _trainer({"job": ray.put(job), "events": events}, cluster, scratch)
+        config = {"job": ray.put(job), "events": events, "place": place, "checkpoint_seconds": cluster.checkpoint_seconds}
+        trainer = _trainer(config, cluster, unused)
         running = _in_thread(trainer.fit)
         while not running.done():
             _pass_on(events, listener, seconds=0.2)
@@ -241,7 +253,7 @@ def _ray() -> Iterator[None]:
         ray.shutdown()
 
 
-def _trainer(config: dict[str, Any], cluster: Cluster, scratch: Path) -> Any:
+def _trainer(config: dict[str, Any], cluster: Cluster, folder: str) -> Any:
     import ray
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -258,10 +270,8 @@ def _trainer(config: dict[str, Any], cluster: Cluster, scratch: Path) -> Any:
             num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=_each(cpus, use_gpu)
         ),
         run_config=train.RunConfig(
-            name="checkpoints",
-            storage_path=str(scratch),
+            storage_path=folder,
             failure_config=train.FailureConfig(max_failures=cluster.max_failures),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             logging_config=train.LoggingConfig("ERROR"),
         ),
     )
@@ -294,7 +304,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     from pipeline.training import loop
 
-    reporter = RayReporter(config["events"], get_device())
+    keeper = Keeper(config["place"], config["checkpoint_seconds"])
+    reporter = RayReporter(config["events"], keeper, get_device())
     try:
         state = loop.train(ray.get(config["job"]), reporter)
     except UserError as error:  # a restart would only repeat it

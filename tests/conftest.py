@@ -60,7 +60,7 @@ def teacher() -> Model:
 
 def cluster(**changes: Any) -> Cluster:
     """In this process, unless told otherwise."""
-    return Cluster(**{"num_workers": 0, "use_gpu": False, **changes})
+    return Cluster(**{"num_workers": 0, "use_gpu": False, "checkpoint_seconds": 0, **changes})
 
 
 def numbers(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

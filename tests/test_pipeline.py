@@ -47,9 +47,8 @@ def copy_of_the_project(project):
     run("git", "init", "-q", cwd=project)
     run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "start", cwd=project)
     small = {"width": 16, "depth": 2, "heads": 2}
-    change(
-        project, cluster__num_workers=0, training__student__epochs=4, training__teacher__epochs=2, experiment__guided=["vit"]
-    )
+    change(project, cluster__num_workers=0, cluster__checkpoint_seconds=0)
+    change(project, training__student__epochs=4, training__teacher__epochs=2, experiment__guided=["vit"])
     for student in ("vit", "sl_vit"):
         change(project, **{f"students__{student}__{key}": value for key, value in small.items()})
     run("git", "add", "-A", cwd=project)

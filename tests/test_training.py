@@ -4,6 +4,7 @@ import dataclasses
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,14 +26,15 @@ class Interrupted(Exception):
     pass
 
 
-def fit(made: loop.Job, scratch: Path, *, stop_after: int | None = None) -> distributed.Trained:
+def fit(made: loop.Job, scratch: Path, *, stop_after: int | None = None, **changes: Any) -> distributed.Trained:
     """A training in this process, perhaps killed right after an epoch was reported."""
 
     def on_epoch(row):
         if row["epoch"] == stop_after:
             raise Interrupted
 
-    return distributed.fit(made, cluster(scratch=str(scratch)), identity="run", listener=distributed.Listener(epoch=on_epoch))
+    where = cluster(scratch=str(scratch), **changes)
+    return distributed.fit(made, where, identity="run", listener=distributed.Listener(epoch=on_epoch))
 
 
 def same(first: distributed.Trained, second: distributed.Trained) -> bool:
@@ -88,6 +90,20 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     assert same(unbroken, fit(job(), tmp_path / "resumed"))
 
 
+def test_checkpoints_are_as_far_apart_as_asked(tmp_path):
+    with pytest.raises(Interrupted):
+        fit(job(), tmp_path, stop_after=2, checkpoint_seconds=1000)
+    assert not list(tmp_path.rglob("epoch-*.pt"))
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^no checkpoint of epoch 1 in .+/file/run/checkpoints \(.+\); older ones stay$"):
+        fit(job(), tmp_path, checkpoints=str(tmp_path / "file"))
+    with pytest.raises(UserError, match="^cluster.checkpoints 'nowhere://x/run/checkpoints'"):
+        fit(job(), tmp_path, checkpoints="nowhere://x")
+
+
 def test_unguided_equals_guided_with_beta_zero(tmp_path):
     nothing = Guidance(beta=0.0, schedule="constant")
     unguided = fit(job(), tmp_path / "unguided")
@@ -119,7 +135,8 @@ def test_the_teacher_stays_in_eval_mode():
 
 def test_projections_are_trained_and_checkpointed(tmp_path):
     made = job(guidance=CONSTANT, teacher=teacher())
-    reporter = distributed.LocalReporter(tmp_path, torch.device("cpu"), distributed.Listener())
+    keeper = distributed.Keeper(str(tmp_path), seconds=0)
+    reporter = distributed.LocalReporter(keeper, torch.device("cpu"), distributed.Listener())
     fresh = loop._fresh(made, torch.device("cpu")).projections.state_dict()
     state = loop.train(made, reporter)
     again = loop.train(made, reporter)  # only restores

@@ -1,0 +1,54 @@
+"""Where the checkpoints of a run lie: in a folder, or in an object store that a URI names (s3://bucket/folder)."""
+
+from collections.abc import Iterator
+
+from pyarrow import fs
+
+from pipeline.config import UserError
+
+KEPT = 2
+
+
+class Checkpoints:
+    """One file an epoch, whole or absent; the newest two are kept."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._files, self._folder = _open(place)
+
+    def newest_first(self) -> Iterator[bytes]:
+        """The contents of the checkpoints that there are."""
+        for path in reversed(self._paths()):
+            with self._files.open_input_file(path) as file:
+                yield file.read()
+
+    def write(self, epoch: int, content: bytes) -> None:
+        """Keep the state after an epoch. Raises UserError where the place cannot be written to."""
+        aside, path = f"{self._folder}/.writing", f"{self._folder}/epoch-{epoch:05}.pt"
+        try:
+            self._files.create_dir(self._folder)
+            with self._files.open_output_stream(aside) as file:
+                file.write(content)
+            self._files.move(aside, path)
+            for old in self._paths()[:-KEPT]:
+                self._files.delete_file(old)
+        except OSError as error:
+            raise UserError(f"no checkpoint of epoch {epoch} in {self._place} ({error}); older ones stay") from None
+
+    def delete(self) -> None:
+        """Remove them all."""
+        if self._files.get_file_info(self._folder).type == fs.FileType.Directory:
+            self._files.delete_dir(self._folder)
+
+    def _paths(self) -> list[str]:
+        found = self._files.get_file_info(fs.FileSelector(self._folder, allow_not_found=True))
+        return sorted(each.path for each in found if each.base_name.startswith("epoch-"))
+
+
+def _open(place: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in place:
+        return fs.LocalFileSystem(), place
+    try:
+        return fs.FileSystem.from_uri(place)
+    except (ValueError, OSError) as error:
+        raise UserError(f"cluster.checkpoints '{place}': {error}; give a folder, or a URI such as s3://bucket/folder") from None
