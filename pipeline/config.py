@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import networks
-from pipeline.networks import AnyNetwork, Network
+from pipeline.networks import AnyNetwork, Network, Resnet, Vit  # noqa: F401 (also known here)
 from pipeline.section import Count, Fraction, Probability, Section, UserError
 
 PARAMS = Path("params.yaml")

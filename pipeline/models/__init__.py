@@ -45,6 +45,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet": zoo.Resnet,
     "efficientnet": zoo.Efficientnet,
 }
+CLASSIFIERS = {"swin": "head.fc", "resnet": "fc", "efficientnet": "classifier"}  # the last linear layer, where it is not `head`
 
 
 def arguments(network: AnyNetwork, *, image_shape: Sequence[int], classes: int) -> dict[str, Any]:
