@@ -100,6 +100,8 @@ def _fresh(job: Job, device: torch.device) -> State:
     """The network as its seed initialises it, the same with guidance as without."""
     torch.manual_seed(job.seed)
     network = models.build(job.config["architecture"].removeprefix("espalier_"), job.config["model_args"])
+    preprocessing = job.config["pretrained_cfg"]
+    models.fit_to_pictures(network, job.train.pixels, preprocessing["mean"], preprocessing["std"], seed=job.seed)
     projections: nn.Module = nn.ModuleList()
     if job.guidance and job.teacher:
         teacher, shape = _teacher(job.teacher), job.train.pixels.shape[1:]
