@@ -17,6 +17,7 @@ PARAMS = Path("params.yaml")
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Policy = Literal["none", "autoaugment_cifar10", "autoaugment_svhn", "autoaugment_imagenet", "randaugment", "trivialaugment"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # a part of stage and folder names, where "-" joins two
 
 
@@ -67,18 +68,42 @@ class Resnet(Section):
 Network = Annotated[Vit | Resnet, Field(discriminator="model")]
 
 
+class RandAugment(Section):
+    """RandAugment (Cubuk et al. 2020) in timm's form; the defaults are its "rand-m9-mstd0.5-inc1"."""
+
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    magnitude_std: Annotated[float, Field(ge=0)] = 0.5  # of normal noise on the magnitude
+    operations: Count = 2  # drawn for a picture, one after the other
+    probability: Probability = 0.5  # with which a drawn operation is done
+
+
 class Augmentation(Section):
-    """What happens to the pixels of a training picture, in this order."""
+    """What happens to the pixels of a training picture, in this order, and to pairs of pictures in the end."""
 
     crop_padding: Annotated[int, Field(ge=0)] = 0  # zeros on each side before a random crop of the old size
+    random_resized_crop: Annotated[float, Field(gt=0, le=1)] | None = None  # least area of the part, of the picture's
     horizontal_flip: bool = False
+    policy: Policy = "none"
+    randaugment: RandAugment = RandAugment()  # where it is the policy
     erase_probability: Probability = 0.0
+    erase_mode: Literal["const", "rand", "pixel"] = "const"  # the data's mean, a random colour, or one for each pixel
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    cutmix_alpha: Annotated[float, Field(ge=0)] = 0.0
+    mix_probability: Probability = 1.0  # of a batch, where one of the alphas is given
+    switch_probability: Probability = 0.5  # of cutmix, where both are given
+    repeats: Count = 1  # how often a picture is in a batch, each time augmented anew (Hoffer et al. 2020)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether labels are mixed, and so become probabilities."""
+        return bool(self.mix_probability and (self.mixup_alpha or self.cutmix_alpha))
 
 
 class Training(Section):
     """A recipe. The batch is the global one: it never depends on the number of workers."""
 
     epochs: Count
+    passes_per_epoch: Count = 1  # over all pictures: 3 is what Lee et al. call an epoch with "repeated augmentation"
     batch_size: Count
     optimizer: Literal["adamw", "sgd"]
     learning_rate: Annotated[float, Field(gt=0)]
@@ -92,6 +117,16 @@ class Training(Section):
     def _warmup_ends(self) -> "Training":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_fill_a_batch(self) -> "Training":
+        repeats = self.augmentation.repeats
+        if self.batch_size % repeats:
+            near = nearest_multiples(self.batch_size, repeats)
+            raise ValueError(
+                f"batch_size {self.batch_size} does not hold each picture augmentation.repeats {repeats} times; {near} would"
+            )
         return self
 
 
@@ -279,13 +314,16 @@ def _repeated_names(experiment: Experiment) -> list[str]:
 
 def _uneven_batches(settings: Settings) -> list[str]:
     workers = max(1, settings.cluster.num_workers)
-    recipes = {"teacher": settings.training.teacher, "student": settings.training.student}
-    return [
-        f"training.{kind}.batch_size {recipe.batch_size} does not divide among cluster.num_workers {workers}; "
-        f"{recipe.batch_size // workers * workers or workers} or {(recipe.batch_size // workers + 1) * workers} would"
-        for kind, recipe in recipes.items()
-        if recipe.batch_size % workers
-    ]
+    mistakes = []
+    for kind, recipe in {"teacher": settings.training.teacher, "student": settings.training.student}.items():
+        shares = 2 * workers if recipe.augmentation.mixes else workers
+        if recipe.batch_size % shares:
+            pairs = ", in the pairs that are mixed," if recipe.augmentation.mixes else ""
+            mistakes.append(
+                f"training.{kind}.batch_size {recipe.batch_size} does not divide{pairs} among cluster.num_workers {workers}; "
+                f"{nearest_multiples(recipe.batch_size, shares)} would"
+            )
+    return mistakes
 
 
 def _misfits(where: str, network: Vit | Resnet, settings: Settings) -> list[str]:
@@ -309,6 +347,11 @@ def nearest_divisors(number: int, wish: int) -> str:
     below = [divisor for divisor in divisors if divisor < wish][-1:]
     above = [divisor for divisor in divisors if divisor > wish][:1]
     return " or ".join(str(divisor) for divisor in below + above)
+
+
+def nearest_multiples(number: int, unit: int) -> str:
+    """The multiples of `unit` next to `number`, which is none, for an error message: "60 or 65"."""
+    return " or ".join(str(multiple) for multiple in (number // unit * unit, (number // unit + 1) * unit) if multiple)
 
 
 def default_patch_size(image_size: int) -> int:

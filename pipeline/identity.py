@@ -10,8 +10,8 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 # What decides the numbers of a training, beside its settings and its data.
-TRAINING_CODE = ("metrics.py", "data/augment.py", "data/batches.py", "models", "training")
-PACKAGES = ("torch", "timm", "numpy")
+TRAINING_CODE = ("metrics.py", "data/augment", "data/batches.py", "models", "training")
+PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
 
 def identity(**parts: Any) -> str:

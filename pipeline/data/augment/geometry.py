@@ -1,0 +1,90 @@
+"""Crops and flips: which part of a picture is seen, and which way round."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TRIES = 10  # at a rectangle that fits, as in torchvision and timm
+RECTANGLE_DRAWS = 2 * TRIES + 2
+RATIO = 4 / 3  # of the sides of a random resized crop, at most
+WEIGHT_BITS = 15  # sums of 8-bit values with such weights are exact in float32
+
+
+def crop(images: Tensor, chances: np.ndarray, padding: int) -> Tensor:
+    """A window of the old size, anywhere in the picture with `padding` zeros (pixels) added on each side.
+
+    images (B, H, W, C) uint8; chances (B, 2) in [0, 1).
+    """
+    height, width = images.shape[1:3]
+    padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+    top, left = torch.from_numpy(chances * (2 * padding + 1)).to(images.device).long().unbind(1)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    return padded[torch.arange(len(images), device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def flip(images: Tensor, chances: np.ndarray) -> Tensor:
+    """Mirror left and right with probability 1/2; chances (B, 1)."""
+    mirrored = torch.from_numpy(chances[:, :, None, None] < 0.5).to(images.device)
+    return torch.where(mirrored, images.flip(2), images)
+
+
+def crop_boxes(chances: np.ndarray, heights: np.ndarray, widths: np.ndarray, least_area: float) -> np.ndarray:
+    """(B, 4) top, left, height, width of random resized crops (Szegedy et al. 2015) of pictures of the given sizes (B,).
+
+    Sides of 3 to 4 up to 4 to 3; where nothing fits, the largest such part in the middle.
+    """
+    boxes = rectangles(chances, heights, widths, area=(least_area, 1.0), ratio=RATIO)
+    tall, wide = np.minimum(heights, np.round(widths * RATIO)), np.minimum(widths, np.round(heights * RATIO))
+    middle = np.stack([(heights - tall) // 2, (widths - wide) // 2, tall, wide], 1)
+    return np.where(boxes[:, 2:3] > 0, boxes, middle).astype(np.int64)
+
+
+def rectangles(
+    chances: np.ndarray, heights: np.ndarray, widths: np.ndarray, *, area: tuple[float, float], ratio: float, smaller: int = 0
+) -> np.ndarray:
+    """(B, 4) top, left, height, width: the first of ten random rectangles that fits, all zero where none does.
+
+    chances (B, RECTANGLE_DRAWS); area: least and most, as a share of the picture's; ratio: of its sides, at most;
+    smaller: pixels by which each side must be shorter than the picture's.
+    """
+    sizes = (area[0] + (area[1] - area[0]) * chances[:, :TRIES]) * (heights * widths)[:, None]
+    ratios = np.exp(math.log(ratio) * (2 * chances[:, TRIES : 2 * TRIES] - 1))
+    tall, wide = np.round(np.sqrt(sizes * ratios)), np.round(np.sqrt(sizes / ratios))
+    fits = (tall >= 1) & (wide >= 1) & (tall <= (heights - smaller)[:, None]) & (wide <= (widths - smaller)[:, None])
+    first = np.arange(len(fits)), fits.argmax(1)
+    height, width = tall[first], wide[first]
+    top = np.floor(chances[:, -2] * (heights - height + 1))
+    left = np.floor(chances[:, -1] * (widths - width + 1))
+    return np.where(fits.any(1)[:, None], np.stack([top, left, height, width], 1), 0).astype(np.int64)
+
+
+def resized(images: Tensor, boxes: np.ndarray, height: int, width: int) -> Tensor:
+    """The boxes (B, 4) of the pictures (B, H, W, C) uint8, each resized to (height, width): bicubic, antialiased.
+
+    It is Pillow's filter, within 1 of 255, as two matrix products.
+    """
+    vertical = _weights(boxes[:, 0], boxes[:, 2], images.shape[1], height).to(images.device)
+    horizontal = _weights(boxes[:, 1], boxes[:, 3], images.shape[2], width).to(images.device)
+    rows = _rounded(torch.einsum("byh,bhwc->bywc", vertical, images.float()))
+    return _rounded(torch.einsum("bxw,bywc->byxc", horizontal, rows)).to(images.dtype)
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return values.round().clamp(0, 255)
+
+
+def _weights(starts: np.ndarray, lengths: np.ndarray, old: int, new: int) -> Tensor:
+    """(B, new, old) the share of each old pixel of a line in each new one: Keys' cubic, a = -1/2, widened to shrink."""
+    scale = (lengths / new)[:, None, None]
+    middles = starts[:, None, None] + (np.arange(new)[:, None] + 0.5) * scale
+    positions = np.arange(old) + 0.5
+    distance = np.abs(positions - middles) / np.maximum(scale, 1)
+    near, far = (1.5 * distance - 2.5) * distance**2 + 1, ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    cubic = np.where(distance < 1, near, np.where(distance < 2, far, 0))
+    end = (starts + lengths)[:, None, None]
+    cubic *= (positions > starts[:, None, None]) & (positions < end)
+    weights = cubic / cubic.sum(2, keepdims=True)
+    return torch.from_numpy((np.round(weights * 2**WEIGHT_BITS) / 2**WEIGHT_BITS).astype(np.float32))
