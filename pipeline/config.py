@@ -6,7 +6,7 @@ in one line each, before anything expensive starts. Nothing heavy is imported.
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -18,6 +18,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Policy = Literal["none", "autoaugment_cifar10", "autoaugment_svhn", "autoaugment_imagenet", "randaugment", "trivialaugment"]
+POLICIES = get_args(Policy)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # a part of stage and folder names, where "-" joins two
 
 
@@ -105,6 +106,7 @@ class Training(Section):
     epochs: Count
     passes_per_epoch: Count = 1  # over all pictures: 3 is what Lee et al. call an epoch with "repeated augmentation"
     batch_size: Count
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None  # pixels, of the batches; null: as the pictures are stored
     optimizer: Literal["adamw", "sgd"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -170,6 +172,7 @@ class Cluster(Section):
     num_workers: Annotated[int, Field(ge=0)]  # 0: in the process of the stage itself, without Ray
     cpus_per_worker: Count | None = None  # null: all CPUs of this machine, shared out; 1 on a joined cluster
     use_gpu: Literal["auto"] | bool = "auto"
+    data: Literal["auto", "resident", "streaming"] = "auto"  # all training pictures on the device, where they fit, or not
     max_failures: Annotated[int, Field(ge=0)] = 2  # restarts from the last checkpoint after a lost worker
     scratch: str = ".runs"  # checkpoints of unfinished runs
 

@@ -10,7 +10,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 # What decides the numbers of a training, beside its settings and its data.
-TRAINING_CODE = ("metrics.py", "data/augment", "data/batches.py", "models", "training")
+TRAINING_CODE = ("metrics.py", "data/augment", "data/batches.py", "data/loading.py", "models", "training")
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
 
 

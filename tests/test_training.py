@@ -188,6 +188,7 @@ def test_weight_decay_spares_norms_biases_tokens_and_scales():
 @given(st.integers(1, 80), st.integers(1, 30), st.integers(1, 4))
 def test_an_evaluation_adds_up_over_any_shards(count, batch_size, world):
     from pipeline.data import batches
+    from pipeline.data.loading import Resident
 
     torch.manual_seed(count)
     pixels, labels = torch.randint(0, 256, (count, 2, 2, 1), dtype=torch.uint8), torch.randint(0, 6, (count,))
@@ -195,7 +196,7 @@ def test_an_evaluation_adds_up_over_any_shards(count, batch_size, world):
     scale = engine.Pixels.of([0.5], [0.25], torch.device("cpu"))
 
     def counted(rank, of, size):
-        shard = batches.evaluation(pixels, labels, batch_size=size, rank=rank, world=of)
+        shard = batches.evaluation(Resident(pixels, labels), side=2, batch_size=size, rank=rank, world=of)
         return engine.evaluate(network, shard, scale, classes=6, precision=torch.float32)
 
     whole = metrics.summary(engine.to_counts(counted(0, 1, 1000), 6))

@@ -5,7 +5,6 @@ step): neither the number of workers nor the order of work can change it. Number
 on where they lie, as (B, H, W, C) uint8, each picture by its own numbers and in any batch the same.
 """
 
-import numpy as np
 from torch import Tensor
 
 from pipeline.config import Augmentation
@@ -13,21 +12,19 @@ from pipeline.data.augment import operations, policies
 from pipeline.data.augment.chances import Chances
 from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.erasing import DRAWS, erase
-from pipeline.data.augment.geometry import RECTANGLE_DRAWS, crop, crop_boxes, flip, resized
+from pipeline.data.augment.geometry import crop, flip
 
 
 def augment(images: Tensor, settings: Augmentation, chances: Chances, colours: Colours) -> Tensor:
-    """Pictures (B, H, W, C) uint8 after the operations that the settings switch on; mixing comes later (`mixing.mix`)."""
-    height, width = images.shape[1:3]
+    """Pictures (B, H, W, C) uint8 after the operations that the settings switch on.
+
+    Random resized crops come before (`geometry.Frame`), when a picture is fetched, and mixing after (`mixing.mix`).
+    """
     if settings.crop_padding:
         images = crop(images, chances("crop", 2), settings.crop_padding)
-    if settings.random_resized_crop:
-        sides = np.full(len(images), height), np.full(len(images), width)
-        boxes = crop_boxes(chances("resize", RECTANGLE_DRAWS), *sides, settings.random_resized_crop)
-        images = resized(images, boxes, height, width)
     if settings.horizontal_flip:
         images = flip(images, chances("flip", 1))
-    for names, arguments in policies.layers(settings, chances, width):
+    for names, arguments in policies.layers(settings, chances, images.shape[2]):
         images = operations.apply(images, names, arguments, colours.mean)
     if settings.erase_probability:
         images = erase(images, chances("erase", DRAWS), settings.erase_probability, settings.erase_mode, colours)

@@ -1,6 +1,7 @@
 """Crops and flips: which part of a picture is seen, and which way round."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +11,32 @@ TRIES = 10  # at a rectangle that fits, as in torchvision and timm
 RECTANGLE_DRAWS = 2 * TRIES + 2
 RATIO = 4 / 3  # of the sides of a random resized crop, at most
 WEIGHT_BITS = 15  # sums of 8-bit values with such weights are exact in float32
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The part of a picture that is shown, and at which size.
+
+    side: height and width in pixels. least_area: of a random resized crop, as a share of the picture's area; None shows
+    the largest square in the middle.
+    """
+
+    side: int
+    least_area: float | None = None
+
+    def boxes(self, heights: np.ndarray, widths: np.ndarray, chances: np.ndarray | None) -> np.ndarray:
+        """(B, 4) top, left, height, width, of pictures of the given sizes (B,); chances (B, RECTANGLE_DRAWS) if random."""
+        if self.least_area and chances is not None:
+            return crop_boxes(chances, heights, widths, self.least_area)
+        square = np.minimum(heights, widths)
+        return np.stack([(heights - square) // 2, (widths - square) // 2, square, square], 1)
+
+    def show(self, images: Tensor, chances: np.ndarray | None) -> Tensor:
+        """Pictures (B, H, W, C) uint8 as (B, side, side, C)."""
+        height, width = images.shape[1:3]
+        if height == width == self.side and (chances is None or not self.least_area):
+            return images
+        return resized(images, self.boxes(np.full(len(images), height), np.full(len(images), width), chances), self.side)
 
 
 def crop(images: Tensor, chances: np.ndarray, padding: int) -> Tensor:
@@ -61,15 +88,15 @@ def rectangles(
     return np.where(fits.any(1)[:, None], np.stack([top, left, height, width], 1), 0).astype(np.int64)
 
 
-def resized(images: Tensor, boxes: np.ndarray, height: int, width: int) -> Tensor:
-    """The boxes (B, 4) of the pictures (B, H, W, C) uint8, each resized to (height, width): bicubic, antialiased.
+def resized(images: Tensor, boxes: np.ndarray, side: int) -> Tensor:
+    """The boxes (B, 4) of the pictures (B, H, W, C) uint8, each resized to (side, side): bicubic, antialiased.
 
     It is Pillow's filter, within 1 of 255, as two matrix products.
     """
-    vertical = _weights(boxes[:, 0], boxes[:, 2], images.shape[1], height).to(images.device)
-    horizontal = _weights(boxes[:, 1], boxes[:, 3], images.shape[2], width).to(images.device)
-    rows = _rounded(torch.einsum("byh,bhwc->bywc", vertical, images.float()))
-    return _rounded(torch.einsum("bxw,bywc->byxc", horizontal, rows)).to(images.dtype)
+    vertical = _weights(boxes[:, 0], boxes[:, 2], images.shape[1], side).to(images.device)
+    horizontal = _weights(boxes[:, 1], boxes[:, 3], images.shape[2], side).to(images.device)
+    narrowed = _rounded(torch.einsum("bxw,bhwc->bhxc", horizontal, images.float()))
+    return _rounded(torch.einsum("byh,bhxc->byxc", vertical, narrowed)).to(images.dtype)
 
 
 def _rounded(values: Tensor) -> Tensor:
