@@ -37,11 +37,20 @@ class Data(Section):
 
     source: Literal["digits", "image_folder"]
     path: str  # the folder of pictures; `digits` needs none
-    image_size: Annotated[int, Field(ge=4, le=1024)]  # height and width in pixels
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None  # height and width in pixels; null: as they are, resized per batch
     validation_fraction: Fraction  # of the training pictures, where the source has no validation split
     test_fraction: Fraction  # of all pictures, where the source has no test split
     split_seed: Annotated[int, Field(ge=0)]
     unreadable: Literal["error", "skip"]  # what to do with pictures that cannot be decoded
+    duplicates: Literal["warn", "drop", "error"] = "warn"  # what to do with pictures of the same content
+    train_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of the training pictures, after the splits are cut
+    train_per_class: Count | None = None  # training pictures of each class, after the splits are cut
+
+    @model_validator(mode="after")
+    def _one_low_data_rule(self) -> "Data":
+        if self.train_fraction is not None and self.train_per_class is not None:
+            raise ValueError("train_fraction and train_per_class are two ways to say one thing; set one of them to null")
+        return self
 
 
 class Vit(Section):
@@ -338,7 +347,7 @@ def _misfits(where: str, network: Vit | Resnet, settings: Settings) -> list[str]
     if network.width % network.heads:
         near = nearest_divisors(network.width, network.heads)
         mistakes.append(f"{where}.heads {network.heads} does not divide width {network.width}; {near} would")
-    if network.patch_size and size % network.patch_size:
+    if network.patch_size and size and size % network.patch_size:
         near = nearest_divisors(size, network.patch_size)
         mistakes.append(f"{where}.patch_size {network.patch_size} does not divide data.image_size {size}; {near} would")
     return mistakes

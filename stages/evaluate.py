@@ -24,7 +24,7 @@ def main() -> None:
     folder = common.place(common.MODELS, args.kind, args.name, args.seed)
     results = common.place(common.RESULTS, args.kind, args.name, args.seed)
     model = load_model(folder, made_by=args.kind)
-    test = prepared.read_split(common.PREPARED / "test.parquet")
+    test = prepared.read_split(common.PREPARED / "test.arrow")
     classes = model.config["pretrained_cfg"]["label_names"]
     device = engine.device_of("auto")
     network = model.network().to(device)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline import distributed, files, models, tracking
-from pipeline.config import Cluster, Guidance, Network, Tracking, Training
+from pipeline.config import Cluster, Guidance, Network, Tracking, Training, UserError
 from pipeline.data import batches, prepared
 from pipeline.identity import identity, versions
 from pipeline.progress import progress
@@ -38,6 +38,8 @@ def train(
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
     card = prepared.read_card(common.PREPARED)
+    if card["image_shape"] is None:
+        raise UserError("data.image_size is null, but this training needs pictures of one size; set it to a number of pixels")
     settings = {
         "network": network.model_dump(),
         "training": training.model_dump(),
@@ -74,7 +76,7 @@ def train(
 
 
 def _pictures(split: str) -> Pictures:
-    stored = prepared.read_split(common.PREPARED / f"{split}.parquet")
+    stored = prepared.read_split(common.PREPARED / f"{split}.arrow")
     return Pictures(stored.pixels, stored.labels)
 
 

@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 STAGES = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
 SCRIPTS = {name: "evaluate" if name.startswith("evaluate") else name for name in STAGES}
-TEST = "data/prepared/test.parquet"
+TEST = "data/prepared/test.arrow"
 
 LAYERS = [  # a module may import those of earlier lines, and of its own
     "config metrics files identity progress",
@@ -94,7 +94,7 @@ def test_only_evaluate_depends_on_the_test_split(stage):
 
 
 def test_only_evaluate_names_the_test_split_in_its_code():
-    named = [path.stem for path in Path("stages").glob("*.py") if "test.parquet" in path.read_text()]
+    named = [path.stem for path in Path("stages").glob("*.py") if "test.arrow" in path.read_text()]
     assert named == ["evaluate"]
 
 

@@ -18,8 +18,7 @@ CARD = {
     "class_counts": {split: {"$a_b^": 4, HOSTILE: 4} for split in ("train", "validation", "test")},
     "mean": [0.5],
     "std": [0.2],
-    "duplicates": [],
-    "unreadable": [],
+    "problems": [],
     "fingerprint": "f",
 }
 

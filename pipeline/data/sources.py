@@ -4,16 +4,12 @@ A reader names the classes and yields the pictures of each split, one at a time,
 Adding a layout is a function here and an entry in SOURCES.
 """
 
-import hashlib
-import io
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.config import Data, UserError
 
@@ -21,35 +17,30 @@ EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm",
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
 
 
-class Unreadable(Exception):
-    """A picture that cannot be decoded; the text says why."""
-
-
 @dataclass(frozen=True)
 class Picture:
     """One labelled picture as its owner has it.
 
-    name: how its owner would find it. content: the bytes that make it this picture and no other.
-    pixels: decodes it to (size, size, C) uint8; raises Unreadable.
+    name: how its owner would find it. read: gives the bytes of its file, or of its pixels (uint8, C order) where a shape
+    (H, W, C) is given; may raise Unreadable.
     """
 
     name: str
     label: int
-    content: bytes
-    pixels: Callable[[int], np.ndarray]
-
-    @property
-    def digest(self) -> str:
-        """The same for the same picture, whatever its name, place and order."""
-        return hashlib.blake2b(self.content, digest_size=16).hexdigest()
+    read: Callable[[], bytes]
+    shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as people have it. `splits` holds "train" and whatever else the source itself defines."""
+    """A data set as people have it. `splits` holds "train" and whatever else the source itself defines.
+
+    grey: whether pictures stay of one channel where all of them are.
+    """
 
     classes: list[str]
     splits: dict[str, Iterator[Picture]]
+    grey: bool = False
 
 
 def read(data: Data) -> Source:
@@ -65,11 +56,11 @@ def digits(data: Data) -> Source:
     grey = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     labelled = enumerate(zip(grey, bunch.target.tolist(), strict=True))
     pictures = (_digit(index, label, image) for index, (image, label) in labelled)
-    return Source(classes=[str(name) for name in bunch.target_names], splits={"train": pictures})
+    return Source(classes=[str(name) for name in bunch.target_names], splits={"train": pictures}, grey=True)
 
 
 def _digit(index: int, label: int, image: np.ndarray) -> Picture:
-    return Picture(f"digit {index}", label, image.tobytes(), lambda size: _fit(Image.fromarray(image), size)[..., None])
+    return Picture(f"digit {index}", label, image.tobytes, (*image.shape, 1))
 
 
 def image_folder(data: Data) -> Source:
@@ -111,31 +102,4 @@ def _pictures(root: Path, folder: Path, classes: list[str]) -> Iterator[Picture]
 
 
 def _picture_file(path: Path, name: str, label: int) -> Picture:
-    content = path.read_bytes()
-    return Picture(name, label, content, lambda size: _decode(content, size))
-
-
-def _decode(content: bytes, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: turned upright, on white where transparent, centre-cropped to a square, antialiased."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                return _fit(_rgb(ImageOps.exif_transpose(image)), size)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
-        raise Unreadable(reason) from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # 16-bit grey, which convert("RGB") would clip to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _fit(image: Image.Image, size: int) -> np.ndarray:
-    if image.size == (size, size):
-        return np.asarray(image)
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    return Picture(name, label, path.read_bytes)
