@@ -296,6 +296,7 @@ def _contradictions(settings: Settings) -> list[str]:
         *_unknown_names(settings),
         *_repeated_names(settings.experiment),
         *_uneven_batches(settings),
+        *_unknown_sizes(settings),
         *(mistake for name, net in settings.students.items() for mistake in _misfits(f"students.{name}", net, settings)),
         *(mistake for name, net in settings.teachers.items() for mistake in _misfits(f"teachers.{name}", net, settings)),
     ]
@@ -338,18 +339,29 @@ def _uneven_batches(settings: Settings) -> list[str]:
     return mistakes
 
 
+def _unknown_sizes(settings: Settings) -> list[str]:
+    recipes = {"teacher": settings.training.teacher, "student": settings.training.student}
+    return [
+        f"training.{kind}.image_size is missing: data.image_size is null, so pictures are resized batch by batch; to what?"
+        for kind, recipe in recipes.items()
+        if not (recipe.image_size or settings.data.image_size)
+    ]
+
+
 def _misfits(where: str, network: Vit | Resnet, settings: Settings) -> list[str]:
     if isinstance(network, Resnet):
         depth = network.depth
         lower = (depth - 2) // 6 * 6 + 2
         return [f"{where}.depth {depth} is not 6n + 2; {lower} or {lower + 6} would be"] if depth != lower else []
-    size, mistakes = settings.data.image_size, []
+    kind = "student" if where.startswith("students") else "teacher"
+    own, mistakes = getattr(settings.training, kind).image_size, []
+    key, size = (f"training.{kind}.image_size", own) if own else ("data.image_size", settings.data.image_size)
     if network.width % network.heads:
         near = nearest_divisors(network.width, network.heads)
         mistakes.append(f"{where}.heads {network.heads} does not divide width {network.width}; {near} would")
     if network.patch_size and size and size % network.patch_size:
         near = nearest_divisors(size, network.patch_size)
-        mistakes.append(f"{where}.patch_size {network.patch_size} does not divide data.image_size {size}; {near} would")
+        mistakes.append(f"{where}.patch_size {network.patch_size} does not divide {key} {size}; {near} would")
     return mistakes
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 # What decides the numbers of a training, beside its settings and its data.
-TRAINING_CODE = ("metrics.py", "data/augment", "data/batches.py", "data/loading.py", "models", "training")
-PACKAGES = ("torch", "torchvision", "timm", "numpy")
+TRAINING_CODE = ("metrics.py", "data/augment", "data/batches.py", "data/decode.py", "data/loading.py", "models", "training")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
 def identity(**parts: Any) -> str:

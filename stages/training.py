@@ -4,11 +4,11 @@ from typing import Any
 
 from pipeline import distributed, files, models, tracking
 from pipeline.config import Cluster, Guidance, Network, Tracking, Training, UserError
-from pipeline.data import batches, prepared
+from pipeline.data import batches, loading, prepared
 from pipeline.identity import identity, versions
 from pipeline.progress import progress
 from pipeline.training.checkpoint import Model, model_config, save_model
-from pipeline.training.loop import Job, Pictures
+from pipeline.training.loop import Job
 from stages import common
 
 CURVE = (
@@ -37,9 +37,7 @@ def train(
     teacher: Model | None = None,
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
-    card = prepared.read_card(common.PREPARED)
-    if card["image_shape"] is None:
-        raise UserError("data.image_size is null, but this training needs pictures of one size; set it to a number of pixels")
+    card = _as_seen(prepared.read_card(common.PREPARED), training)
     settings = {
         "network": network.model_dump(),
         "training": training.model_dump(),
@@ -50,8 +48,11 @@ def train(
     run = identity(**about, **settings)
     arguments = models.arguments(network, image_shape=card["image_shape"], classes=len(card["classes"]))
     config = model_config(network.model, arguments, card, {**about, **settings, "identity": run, "versions": versions()})
-    job = Job(config, training, seed, _pictures("train"), _pictures("validation"), guidance, teacher)
-    steps = batches.steps_per_epoch(len(job.train.labels), training.batch_size)
+    train, validation = (
+        loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
+    )
+    job = Job(config, training, seed, train, validation, guidance, teacher)
+    steps = batches.steps_per_epoch(len(train.labels), training)
     label = f"{kind}/{name}/{seed}"
 
     with (
@@ -75,9 +76,14 @@ def train(
     files.write_json(results / "training.json", _summary(trained.history))
 
 
-def _pictures(split: str) -> Pictures:
-    stored = prepared.read_split(common.PREPARED / f"{split}.arrow")
-    return Pictures(stored.pixels, stored.labels)
+def _as_seen(card: dict[str, Any], training: Training) -> dict[str, Any]:
+    """The card with the shape of the pictures that the network sees, which are resized batch by batch if need be."""
+    side = training.image_size or (card["image_shape"] or [None])[0]
+    if side is None:
+        raise UserError(
+            "data/prepared holds pictures of any size; set image_size, in pixels, in params.yaml under this training"
+        )
+    return card | {"image_shape": [side, side, card["channels"]]}
 
 
 def _tags(about: dict[str, Any]) -> dict[str, str]:
@@ -95,4 +101,5 @@ def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
         "train_seconds": round(seconds, 3),
         "train_images_per_second": round(last["images_seen"] / seconds, 1),
         "hardware": last["hardware"],
+        "data": last["data"],
     }

@@ -35,10 +35,10 @@ def draw(augmentation: Augmentation, *, height: int, width: int, seed: int, epoc
 def _cut(kept: float, generator: np.random.Generator, height: int, width: int) -> Mix:
     """A box of 1 - kept of the area around a random middle; what falls outside of the picture is kept after all."""
     tall, wide = int(height * np.sqrt(1 - kept)), int(width * np.sqrt(1 - kept))
-    y, x = generator.integers(height), generator.integers(width)
+    y, x = int(generator.integers(height)), int(generator.integers(width))
     top, bottom = max(0, y - tall // 2), min(height, y + (tall + 1) // 2)
     left, right = max(0, x - wide // 2), min(width, x + (wide + 1) // 2)
-    return Mix(1 - (bottom - top) * (right - left) / (height * width), (int(top), int(bottom), int(left), int(right)))
+    return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
 
 def mix(images: Tensor, labels: Tensor, how: Mix, classes: int) -> tuple[Tensor, Tensor]:
