@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline import distributed, files, models, tracking
-from pipeline.config import Cluster, Guidance, Network, Tracking, Training, UserError
+from pipeline.config import Cluster, Guidance, Network, Tracking, Training
 from pipeline.data import batches, loading, prepared
 from pipeline.identity import identity, versions
 from pipeline.progress import progress
@@ -37,7 +37,8 @@ def train(
     teacher: Model | None = None,
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
-    card = _as_seen(prepared.read_card(common.PREPARED), training)
+    card = prepared.read_card(common.PREPARED)
+    card |= {"image_shape": batches.image_shape(card, training)}
     settings = {
         "network": network.model_dump(),
         "training": training.model_dump(),
@@ -74,16 +75,6 @@ def train(
     results = common.place(common.RESULTS, kind, name, seed)
     files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE} for row in trained.history])
     files.write_json(results / "training.json", _summary(trained.history))
-
-
-def _as_seen(card: dict[str, Any], training: Training) -> dict[str, Any]:
-    """The card with the shape of the pictures that the network sees, which are resized batch by batch if need be."""
-    side = training.image_size or (card["image_shape"] or [None])[0]
-    if side is None:
-        raise UserError(
-            "data/prepared holds pictures of any size; set image_size, in pixels, in params.yaml under this training"
-        )
-    return card | {"image_shape": [side, side, card["channels"]]}
 
 
 def _tags(about: dict[str, Any]) -> dict[str, str]:

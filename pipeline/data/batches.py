@@ -4,18 +4,27 @@ A batch is a function of (seed, epoch, step). The global batch is fixed; worker 
 consecutive rows, so that any number of workers trains on the same pictures with the same pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Training, UserError
+from pipeline.config import Augmentation, Training, UserError
 from pipeline.data.augment import augment, mixing
 from pipeline.data.augment.chances import Chances
 from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import RECTANGLE_DRAWS, Frame
 from pipeline.data.loading import Source, Take
+
+
+def image_shape(card: dict[str, Any], recipe: Training) -> list[int]:
+    """Height, width and channels of what the networks of a recipe see. Raises UserError where nothing says it."""
+    side = recipe.image_size or (card["image_shape"] or [None])[0]
+    if side is None:
+        raise UserError("the prepared pictures are of any size: set image_size, in pixels, under `training` in params.yaml")
+    return [side, side, card["channels"]]
 
 
 def steps_per_epoch(pictures: int, recipe: Training) -> int:
@@ -71,18 +80,41 @@ def training(
     Labels are classes (B,), or where the recipe mixes pictures, probabilities (B, classes). The work is done on the
     source's device.
     """
-    settings, pictures = recipe.augmentation, len(source.labels)
-    frame = Frame(side, settings.random_resized_crop)
-    shares = [share(views, rank=rank, world=world) for views in plan(pictures, recipe, seed=seed, epoch=epoch)]
-    chances = [Chances(views, seed, epoch) for views in shares]
-    takes = (Take(one.views % pictures, one("resize", RECTANGLE_DRAWS) if frame.least_area else None) for one in chances)
-    for step, (own, images) in enumerate(zip(chances, source.fetch(takes, frame), strict=True)):
-        labels = source.labels[torch.from_numpy(own.views % pictures).to(source.labels.device)]
-        images = augment(images, settings, own, colours)
-        if settings.mixes:
-            how = mixing.draw(settings, height=side, width=side, seed=seed, epoch=epoch, step=step)
-            images, labels = mixing.mix(images, labels, how, classes)
-        yield images, labels
+    views = plan(len(source.labels), recipe, seed=seed, epoch=epoch)
+    chances = [Chances(share(batch, rank=rank, world=world), seed, epoch) for batch in views]
+    fetched = _fetched(source, chances, recipe.augmentation, side)
+    for step, (own, images, labels) in enumerate(fetched):
+        yield _augmented(images, labels, recipe.augmentation, colours, own, classes=classes, step=step)
+
+
+def preview(
+    source: Source, rows: np.ndarray, recipe: Training, colours: Colours, *, side: int, classes: int, seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
+    """The given pictures (an even number) as an epoch shows them, as if they were its first batch."""
+    chances = Chances(rows, seed, epoch)
+    ((_, images, labels),) = _fetched(source, [chances], recipe.augmentation, side)
+    return _augmented(images, labels, recipe.augmentation, colours, chances, classes=classes, step=0)
+
+
+def _fetched(
+    source: Source, chances: Sequence[Chances], settings: Augmentation, side: int
+) -> Iterator[tuple[Chances, Tensor, Tensor]]:
+    """For each batch its random numbers, its pictures, cropped and resized, and their labels."""
+    frame, pictures = Frame(side, settings.random_resized_crop), len(source.labels)
+    takes = (Take(own.views % pictures, own("resize", RECTANGLE_DRAWS) if frame.least_area else None) for own in chances)
+    for own, images in zip(chances, source.fetch(takes, frame), strict=True):
+        yield own, images, source.labels[torch.from_numpy(own.views % pictures).to(source.labels.device)]
+
+
+def _augmented(
+    images: Tensor, labels: Tensor, settings: Augmentation, colours: Colours, chances: Chances, *, classes: int, step: int
+) -> tuple[Tensor, Tensor]:
+    images = augment(images, settings, chances, colours)
+    if not settings.mixes:
+        return images, labels
+    height, width = images.shape[1:3]
+    how = mixing.draw(settings, height=height, width=width, seed=chances.seed, epoch=chances.epoch, step=step)
+    return mixing.mix(images, labels, how, classes)
 
 
 def evaluation(source: Source, *, side: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
