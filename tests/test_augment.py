@@ -67,7 +67,16 @@ SCENES = scenes()
 
 def applied(name: str, arguments: list[float], images: torch.Tensor) -> np.ndarray:
     names = np.full(len(images), name)
-    return operations.apply(images, names, np.array(arguments), torch.tensor(FILL[: images.shape[3]])).numpy()
+    fill = torch.tensor(FILL[: images.shape[3]], dtype=torch.float32)
+    return stored(operations.apply(planes(images), names, np.array(arguments), fill)).numpy()
+
+
+def planes(images: torch.Tensor) -> torch.Tensor:
+    return images.permute(0, 3, 1, 2).contiguous()
+
+
+def stored(images: torch.Tensor) -> torch.Tensor:
+    return images.permute(0, 2, 3, 1)
 
 
 def timms(name: str, argument: float, image: np.ndarray) -> np.ndarray:
@@ -115,7 +124,7 @@ def test_whole_pixels_are_moved_without_loss(x, y):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("policy", policies.POLICIES)
 def test_a_picture_fares_the_same_in_any_batch(policy, channels):
-    images = scenes(40, 16, 16, channels)
+    images = planes(scenes(40, 16, 16, channels))
     settings = Augmentation(crop_padding=2, horizontal_flip=True, policy=policy, erase_probability=0.5, erase_mode="pixel")
     colours = Colours.of([0.5] * channels, [0.2] * channels)
     whole = augment(images, settings, Chances(np.arange(40), 3, 4), colours)
@@ -126,7 +135,7 @@ def test_a_picture_fares_the_same_in_any_batch(policy, channels):
 
 
 def test_nothing_is_switched_on_by_default():
-    assert torch.equal(augment(SCENES, Augmentation(), Chances(np.arange(6), 0, 0), COLOURS), SCENES)
+    assert torch.equal(augment(planes(SCENES), Augmentation(), Chances(np.arange(6), 0, 0), COLOURS), planes(SCENES))
 
 
 def frequencies(names: np.ndarray) -> dict[str, float]:
@@ -249,14 +258,14 @@ def test_normal_numbers_are_normal():
 def test_a_crop_is_a_window_of_the_padded_picture(padding, seed):
     images = scenes(6, 8, 8)
     padded = np.pad(images.numpy(), ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
-    cropped = crop(images, Chances(np.arange(6), seed, 0)("crop", 2), padding)
-    for before, after in zip(padded, cropped.numpy(), strict=True):
+    cropped = crop(planes(images), Chances(np.arange(6), seed, 0)("crop", 2), padding)
+    for before, after in zip(padded, stored(cropped).numpy(), strict=True):
         windows = [before[y : y + 8, x : x + 8] for y in range(2 * padding + 1) for x in range(2 * padding + 1)]
         assert any(np.array_equal(window, after) for window in windows)
 
 
 def test_a_flip_mirrors_or_leaves():
-    flipped = flip(SCENES[:2], np.array([[0.1], [0.9]]))
+    flipped = stored(flip(planes(SCENES[:2]), np.array([[0.1], [0.9]])))
     assert torch.equal(flipped[0], SCENES[0].flip(1)) and torch.equal(flipped[1], SCENES[1])
 
 
@@ -294,10 +303,10 @@ def test_resizing_is_pillows_within_two_of_255(top, left, side, data):
 
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 def test_erasing_takes_the_share_of_pictures_and_of_area_that_it_should(mode):
-    images = torch.full((4000, 32, 32, 3), 255, dtype=torch.uint8)
+    images = torch.full((4000, 3, 32, 32), 255, dtype=torch.uint8)
     chances = Chances(np.arange(4000), 0, 0)("erase", DRAWS)
     erased = erase(images, chances, 0.25, mode, COLOURS)
-    changed = (erased != images).any(3).float().mean((1, 2))
+    changed = (erased != images).any(1).float().mean((1, 2))
     assert (changed > 0).float().mean() == pytest.approx(0.25, abs=0.02)
     assert changed[changed > 0].mean() == pytest.approx(_timms_erased_area(), abs=0.01)
     assert torch.equal(erase(images, chances, 0.0, mode, COLOURS), images)
@@ -312,15 +321,15 @@ def _timms_erased_area() -> float:
 
 
 def test_what_is_erased_has_the_mean_or_normal_colours():
-    images = torch.zeros(2000, 16, 16, 3, dtype=torch.uint8)
+    images = torch.zeros(2000, 3, 16, 16, dtype=torch.uint8)
     chances = Chances(np.arange(2000), 0, 0)("erase", DRAWS)
-    const = erase(images, chances, 1.0, "const", COLOURS)
+    const = stored(erase(images, chances, 1.0, "const", COLOURS))
     assert set(map(tuple, const.flatten(0, 2).unique(dim=0).tolist())) == {(0, 0, 0), FILL}
-    pixel = erase(images, chances, 1.0, "pixel", COLOURS).flatten(0, 2).float()
+    pixel = stored(erase(images, chances, 1.0, "pixel", COLOURS)).flatten(0, 2).float()
     inside = pixel[(pixel > 0).all(1)]
     assert inside.mean(0) == pytest.approx(COLOURS.mean.numpy(), rel=0.05)  # black and white cut the tails
     assert inside.std(0) == pytest.approx(COLOURS.std.numpy(), rel=0.15)
-    rand = erase(images, chances, 1.0, "rand", COLOURS)
+    rand = stored(erase(images, chances, 1.0, "rand", COLOURS))
     assert all(len(picture.flatten(0, 1).unique(dim=0)) <= 2 for picture in rand[:50])
 
 
@@ -350,7 +359,7 @@ def test_one_alpha_alone_is_always_used(mixup_alpha, cutmix_alpha, cut):
 @given(st.integers(0, 10**6), st.integers(0, 100))
 def test_labels_are_mixed_as_the_pixels_are(seed, step):
     how = mixing.draw(MIXED, height=16, width=16, seed=seed, epoch=0, step=step)
-    images = torch.tensor([0, 200, 0, 200], dtype=torch.uint8)[:, None, None, None].expand(4, 16, 16, 1)
+    images = torch.tensor([0, 200, 0, 200], dtype=torch.uint8)[:, None, None, None].expand(4, 1, 16, 16)
     labels = torch.tensor([0, 1, 0, 1])
     mixed, targets = mixing.mix(images, labels, how, classes=3)
     assert targets.sum(1) == pytest.approx(1) and (targets[:, 2] == 0).all()

@@ -18,6 +18,8 @@ from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import RECTANGLE_DRAWS, Frame
 from pipeline.data.loading import Source, Take
 
+BYTES_AT_ONCE = 2**22  # of small batches that are augmented together
+
 
 def image_shape(card: dict[str, Any], recipe: Training) -> list[int]:
     """Height, width and channels of what the networks of a recipe see. Raises UserError where nothing says it."""
@@ -78,43 +80,34 @@ def training(
     """One worker's batches of an epoch: images (B, side, side, C) uint8 with B = batch_size / world, and labels.
 
     Labels are classes (B,), or where the recipe mixes pictures, probabilities (B, classes). The work is done on the
-    source's device.
+    source's device. In memory, each channel of a picture is a plane.
     """
-    views = plan(len(source.labels), recipe, seed=seed, epoch=epoch)
-    chances = [Chances(share(batch, rank=rank, world=world), seed, epoch) for batch in views]
-    fetched = _fetched(source, chances, recipe.augmentation, side)
-    for step, (own, images, labels) in enumerate(fetched):
-        yield _augmented(images, labels, recipe.augmentation, colours, own, classes=classes, step=step)
+    pictures, settings = len(source.labels), recipe.augmentation
+    shares = [share(views, rank=rank, world=world) for views in plan(pictures, recipe, seed=seed, epoch=epoch)]
+    images = augmented(source, shares, settings, colours, side=side, seed=seed, epoch=epoch)
+    for step, (views, shown) in enumerate(zip(shares, images, strict=True)):
+        labels = source.labels[torch.from_numpy(views % pictures).to(source.labels.device)]
+        if settings.mixes:
+            how = mixing.draw(settings, height=side, width=side, seed=seed, epoch=epoch, step=step)
+            shown, labels = mixing.mix(shown, labels, how, classes)
+        yield shown.permute(0, 2, 3, 1), labels
 
 
-def preview(
-    source: Source, rows: np.ndarray, recipe: Training, colours: Colours, *, side: int, classes: int, seed: int, epoch: int
-) -> tuple[Tensor, Tensor]:
-    """The given pictures (an even number) as an epoch shows them, as if they were its first batch."""
-    chances = Chances(rows, seed, epoch)
-    ((_, images, labels),) = _fetched(source, [chances], recipe.augmentation, side)
-    return _augmented(images, labels, recipe.augmentation, colours, chances, classes=classes, step=0)
+def augmented(
+    source: Source, batches: Sequence[np.ndarray], settings: Augmentation, colours: Colours, *, side: int, seed: int, epoch: int
+) -> Iterator[Tensor]:
+    """The pictures (B, C, side, side) uint8 of each batch of views (B,), augmented but not mixed.
 
-
-def _fetched(
-    source: Source, chances: Sequence[Chances], settings: Augmentation, side: int
-) -> Iterator[tuple[Chances, Tensor, Tensor]]:
-    """For each batch its random numbers, its pictures, cropped and resized, and their labels."""
+    Several small batches are worked on at once, which is faster and does not change a picture.
+    """
+    at_once = max(1, BYTES_AT_ONCE // (3 * side * side * max(1, len(batches[0]))))
+    groups = [batches[first : first + at_once] for first in range(0, len(batches), at_once)]
+    chances = [Chances(np.concatenate(group), seed, epoch) for group in groups]
     frame, pictures = Frame(side, settings.random_resized_crop), len(source.labels)
     takes = (Take(own.views % pictures, own("resize", RECTANGLE_DRAWS) if frame.least_area else None) for own in chances)
-    for own, images in zip(chances, source.fetch(takes, frame), strict=True):
-        yield own, images, source.labels[torch.from_numpy(own.views % pictures).to(source.labels.device)]
-
-
-def _augmented(
-    images: Tensor, labels: Tensor, settings: Augmentation, colours: Colours, chances: Chances, *, classes: int, step: int
-) -> tuple[Tensor, Tensor]:
-    images = augment(images, settings, chances, colours)
-    if not settings.mixes:
-        return images, labels
-    height, width = images.shape[1:3]
-    how = mixing.draw(settings, height=height, width=width, seed=chances.seed, epoch=chances.epoch, step=step)
-    return mixing.mix(images, labels, how, classes)
+    for own, group, images in zip(chances, groups, source.fetch(takes, frame), strict=True):
+        planes = augment(images.permute(0, 3, 1, 2).contiguous(), settings, own, colours)
+        yield from planes.split([len(views) for views in group])
 
 
 def evaluation(source: Source, *, side: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:

@@ -77,7 +77,7 @@ class Resident:
     def fetch(self, takes: Iterable[Take], frame: Frame) -> Iterator[Tensor]:
         for take in takes:
             rows = torch.from_numpy(take.rows).to(self.pixels.device)
-            yield frame.show(self.pixels[rows], take.chances)
+            yield frame.show(self.pixels.index_select(0, rows), take.chances)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pipeline.config import Training
 from pipeline.data import batches
+from pipeline.data.augment import mixing
 from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import Frame
 from pipeline.data.loading import Source, Take
@@ -25,11 +26,13 @@ def sheet(source: Source, card: dict[str, Any], recipe: Training, *, seed: int) 
     (whole,) = source.fetch([Take(rows)], Frame(side))
     columns, captions = {"as it is": whole.numpy()}, {}
     for epoch in range(EPOCHS):
-        about = {"side": side, "classes": len(classes), "seed": seed, "epoch": epoch}
-        images, labels = batches.preview(source, rows, recipe, colours, **about)
-        columns[f"epoch {epoch + 1}"] = images.numpy()
+        where = {"seed": seed, "epoch": epoch}
+        (images,) = batches.augmented(source, [rows], recipe.augmentation, colours, side=side, **where)
         if recipe.augmentation.mixes:
+            how = mixing.draw(recipe.augmentation, height=side, width=side, step=0, **where)
+            images, labels = mixing.mix(images, source.labels[rows], how, len(classes))
             captions[f"epoch {epoch + 1}"] = [_shares(label, classes) for label in labels]
+        columns[f"epoch {epoch + 1}"] = images.permute(0, 2, 3, 1).numpy()
     return figures.contact_sheet(columns, [classes[label] for label in source.labels[rows].tolist()], captions)
 
 

@@ -42,20 +42,21 @@ class Frame:
 def crop(images: Tensor, chances: np.ndarray, padding: int) -> Tensor:
     """A window of the old size, anywhere in the picture with `padding` zeros (pixels) added on each side.
 
-    images (B, H, W, C) uint8; chances (B, 2) in [0, 1).
+    images (B, C, H, W) uint8; chances (B, 2) in [0, 1).
     """
-    height, width = images.shape[1:3]
-    padded = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+    height, width = images.shape[2:]
+    padded = torch.nn.functional.pad(images, (padding, padding, padding, padding))
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, tops, lefts, H, W), without a copy
     top, left = torch.from_numpy(chances * (2 * padding + 1)).to(images.device).long().unbind(1)
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
-    return padded[torch.arange(len(images), device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
 def flip(images: Tensor, chances: np.ndarray) -> Tensor:
-    """Mirror left and right with probability 1/2; chances (B, 1)."""
-    mirrored = torch.from_numpy(chances[:, :, None, None] < 0.5).to(images.device)
-    return torch.where(mirrored, images.flip(2), images)
+    """Mirror pictures (B, C, H, W) left and right with probability 1/2; chances (B, 1)."""
+    rows = torch.from_numpy(np.flatnonzero(chances[:, 0] < 0.5)).to(images.device)
+    flipped = images.clone()
+    flipped[rows] = images.index_select(0, rows).flip(3)
+    return flipped
 
 
 def crop_boxes(chances: np.ndarray, heights: np.ndarray, widths: np.ndarray, least_area: float) -> np.ndarray:

@@ -42,7 +42,7 @@ def _cut(kept: float, generator: np.random.Generator, height: int, width: int) -
 
 
 def mix(images: Tensor, labels: Tensor, how: Mix, classes: int) -> tuple[Tensor, Tensor]:
-    """The mixed pictures (B, H, W, C) uint8 and their labels as probabilities (B, classes); B is even."""
+    """The mixed pictures (B, C, H, W) uint8 and their labels as probabilities (B, classes); B is even."""
     targets = F.one_hot(labels, classes).float()
     if how.kept == 1:
         return images, targets
@@ -55,7 +55,7 @@ def _mixed_images(images: Tensor, how: Mix) -> Tensor:
         return (how.kept * images + (1 - how.kept) * partners).round().to(images.dtype)
     top, bottom, left, right = how.box
     mixed = images.clone()
-    mixed[:, top:bottom, left:right] = partners[:, top:bottom, left:right]
+    mixed[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
     return mixed
 
 

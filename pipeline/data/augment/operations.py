@@ -11,7 +11,7 @@ Adding an operation is a function here and an entry in the dict of its family.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 def apply(images: Tensor, names: np.ndarray, arguments: np.ndarray, fill: Tensor) -> Tensor:
-    """Each of the pictures (B, H, W, C) uint8 goes through the operation that it drew; "identity" leaves it.
+    """Each of the pictures (B, C, H, W) uint8 goes through the operation that it drew; "identity" leaves it.
 
     names (B,), arguments (B,); fill (C,): the colour of what comes in from outside of the picture.
     """
@@ -29,31 +29,38 @@ def apply(images: Tensor, names: np.ndarray, arguments: np.ndarray, fill: Tensor
         drawn = np.flatnonzero(np.logical_or.reduce([names == name for name in members]))
         if len(drawn):
             rows = torch.from_numpy(drawn).to(images.device)
-            result[rows] = family(images[rows], names[drawn], arguments[drawn], fill)
+            result[rows] = family(images.index_select(0, rows), names[drawn], arguments[drawn], fill)
     return result
+
+
+def _each(names: np.ndarray, members: Iterable[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Those of the members that some pictures drew, with the rows of these pictures."""
+    for name in members:
+        if len(drawn := np.flatnonzero(names == name)):
+            yield name, torch.from_numpy(drawn).to(device)
 
 
 # Affine. A matrix (2, 3) leads from a point (x, y, 1) of the new picture to where its colour lies in the old one.
 
 
 def _move(images: Tensor, names: np.ndarray, arguments: np.ndarray, fill: Tensor) -> Tensor:
-    height, width = images.shape[1:3]
+    height, width = images.shape[2:]
     drawn = zip(names.tolist(), arguments.tolist(), strict=True)
     matrices = [AFFINE[name](argument, height, width) for name, argument in drawn]
     return affine(images, np.array(matrices), fill)
 
 
 def affine(images: Tensor, matrices: np.ndarray, fill: Tensor) -> Tensor:
-    """Pictures (B, H, W, C) uint8 whose pixels come, bilinearly, from where the matrices (B, 2, 3) lead."""
-    height, width = images.shape[1:3]
+    """Pictures (B, C, H, W) uint8 whose pixels come, bilinearly, from where the matrices (B, 2, 3) lead."""
+    height, width = images.shape[2:]
     points = torch.from_numpy(matrices.astype(np.float32)).to(images.device)[..., None, None]  # (B, 2, 3, 1, 1)
     rows = torch.arange(height, device=images.device)[:, None] + 0.5
     columns = torch.arange(width, device=images.device) + 0.5
     x, y = (points[:, :, 0] * columns + points[:, :, 1] * rows + points[:, :, 2]).unbind(1)  # not @: the same in any batch
     grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], 3)
-    sampled = F.grid_sample(images.permute(0, 3, 1, 2).float(), grid, padding_mode="border", align_corners=False)
+    sampled = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    return torch.where(inside[..., None], sampled.permute(0, 2, 3, 1).round(), fill).to(images.dtype)
+    return torch.where(inside[:, None], sampled.round_(), fill[:, None, None]).to(images.dtype)
 
 
 def _rotation(degrees: float, height: int, width: int) -> list[list[float]]:
@@ -76,13 +83,12 @@ AFFINE: dict[str, Callable[[float, int, int], list[list[float]]]] = {  # of the 
 
 
 def _blend(images: Tensor, names: np.ndarray, arguments: np.ndarray, _fill: Tensor) -> Tensor:
-    poorer = torch.zeros(images.shape, device=images.device)
-    for name, version in BLENDS.items():
-        rows = torch.from_numpy(np.flatnonzero(names == name)).to(images.device)
-        if len(rows):
-            poorer[rows] = version(images[rows].int()).float()
+    own = images.float()
+    poorer = torch.zeros_like(own)
+    for name, rows in _each(names, BLENDS, images.device):
+        poorer[rows] = BLENDS[name](own.index_select(0, rows))
     factors = torch.from_numpy(arguments.astype(np.float32)).to(images.device)[:, None, None, None]
-    return (poorer + factors * (images - poorer)).clamp(0, 255).to(images.dtype)
+    return own.sub_(poorer).mul_(factors).add_(poorer).clamp_(0, 255).to(images.dtype)
 
 
 def _black(images: Tensor) -> Tensor:
@@ -90,29 +96,29 @@ def _black(images: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(B, H, W, 1) luma of ITU-R BT.601, in Pillow's fixed-point form."""
-    if images.shape[3] == 1:
+    """(B, 1, H, W) luma of ITU-R BT.601, in Pillow's fixed-point form, which 32-bit floats hold exactly."""
+    if images.shape[1] == 1:
         return images
-    red, green, blue = images.unbind(3)
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16)[..., None]
+    red, green, blue = images.unbind(1)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) / 2**16).floor_()[:, None]
 
 
 def _mean_grey(images: Tensor) -> Tensor:
     """(B, 1, 1, 1) the mean luma, rounded."""
-    pixels = images.shape[1] * images.shape[2]
-    return (2 * _grey(images).sum((1, 2, 3), keepdim=True) + pixels) // (2 * pixels)
+    total, pixels = _grey(images).sum((1, 2, 3), keepdim=True, dtype=torch.float64), images.shape[2] * images.shape[3]
+    return (total / pixels + 0.5).floor().float()
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """The mean of a pixel and its neighbours, in which it weighs five times as much; the border stays."""
-    columns = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
-    inner = columns[:, :-2] + columns[:, 1:-1] + columns[:, 2:] + 4 * images[:, 1:-1, 1:-1]
+    """The mean of a pixel and its neighbours, in which it weighs five times as much, rounded; the border stays."""
+    columns = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
+    inner = columns[:, :, :-2] + columns[:, :, 1:-1] + columns[:, :, 2:] + 4 * images[:, :, 1:-1, 1:-1]
     smoothed = images.clone()
-    smoothed[:, 1:-1, 1:-1] = (2 * inner + 13) // 26
+    smoothed[:, :, 1:-1, 1:-1] = ((inner + 6.5) / 13).floor_()
     return smoothed
 
 
-BLENDS: dict[str, Callable[[Tensor], Tensor]] = {
+BLENDS: dict[str, Callable[[Tensor], Tensor]] = {  # of pictures (B, C, H, W), whole numbers as floats
     "brightness": _black,
     "color": _grey,
     "contrast": _mean_grey,
@@ -120,18 +126,16 @@ BLENDS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# Tables. From pictures (B, H, W, C) and arguments (B, 1, 1) to (B, C or 1, 256) new values.
+# Tables. From pictures (B, C, H, W) uint8 and arguments (B, 1, 1) to (B, C or 1, 256) new values.
 
 
 def _look_up(images: Tensor, names: np.ndarray, arguments: np.ndarray, _fill: Tensor) -> Tensor:
-    count, channels = len(images), images.shape[3]
+    count, channels = images.shape[:2]
     tables = torch.empty(count, channels, 256, dtype=torch.uint8, device=images.device)
     given = torch.from_numpy(arguments.astype(np.float32)).to(images.device)[:, None, None]
-    for name, table in TABLES.items():
-        rows = torch.from_numpy(np.flatnonzero(names == name)).to(images.device)
-        if len(rows):
-            tables[rows] = table(images[rows], given[rows]).to(torch.uint8)
-    start = 256 * torch.arange(count * channels, dtype=torch.int32, device=images.device).view(count, 1, 1, channels)
+    for name, rows in _each(names, TABLES, images.device):
+        tables[rows] = TABLES[name](images.index_select(0, rows), given[rows]).to(torch.uint8)
+    start = 256 * torch.arange(count * channels, dtype=torch.int32, device=images.device).view(count, channels, 1, 1)
     return tables.flatten().index_select(0, (images + start).flatten()).view(images.shape)
 
 
@@ -163,7 +167,7 @@ def _invert(images: Tensor, _argument: Tensor) -> Tensor:
 
 def _autocontrast(images: Tensor, _argument: Tensor) -> Tensor:
     """Stretch each channel so that its darkest value becomes 0 and its lightest 255."""
-    darkest, lightest = (end.double()[:, :, None] for end in images.flatten(1, 2).aminmax(dim=1))
+    darkest, lightest = (end.double()[:, :, None] for end in images.flatten(2).aminmax(dim=2))
     scale = torch.full_like(lightest, 255) / (lightest - darkest)  # a number over a tensor would be rounded twice
     stretched = (_values(images) * scale - darkest * scale).clamp(0, 255)
     return torch.where(lightest > darkest, stretched, _values(images))
@@ -171,7 +175,7 @@ def _autocontrast(images: Tensor, _argument: Tensor) -> Tensor:
 
 def _equalize(images: Tensor, _argument: Tensor) -> Tensor:
     """Spread each channel's values evenly, by its histogram."""
-    flat = images.flatten(1, 2).transpose(1, 2).long()
+    flat = images.flatten(2).long()
     histogram = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=images.device)
     histogram.scatter_add_(2, flat, torch.ones_like(flat))
     lightest = histogram.gather(2, flat.amax(2, keepdim=True))
