@@ -100,7 +100,7 @@ def test_reading_ahead_is_bounded(source):
             yield loading.Take(np.arange(start, start + 5))
 
     fetched = source.fetch(takes(), loading.Frame(8))
-    assert torch.equal(next(fetched), RESIDENT.pixels[:5])
+    assert torch.equal(next(fetched), RESIDENT.pixels[:5].permute(0, 3, 1, 2))
     assert len(asked) == loading.AHEAD + 1
     fetched.close()
 

@@ -18,7 +18,7 @@ from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import RECTANGLE_DRAWS, Frame
 from pipeline.data.loading import Source, Take
 
-BYTES_AT_ONCE = 2**22  # of small batches that are augmented together
+BYTES_AT_ONCE = 2**21  # of small batches that are augmented together
 
 
 def image_shape(card: dict[str, Any], recipe: Training) -> list[int]:
@@ -106,8 +106,7 @@ def augmented(
     frame, pictures = Frame(side, settings.random_resized_crop), len(source.labels)
     takes = (Take(own.views % pictures, own("resize", RECTANGLE_DRAWS) if frame.least_area else None) for own in chances)
     for own, group, images in zip(chances, groups, source.fetch(takes, frame), strict=True):
-        planes = augment(images.permute(0, 3, 1, 2).contiguous(), settings, own, colours)
-        yield from planes.split([len(views) for views in group])
+        yield from augment(images, settings, own, colours).split([len(views) for views in group])
 
 
 def evaluation(source: Source, *, side: int, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -117,4 +116,4 @@ def evaluation(source: Source, *, side: int, batch_size: int, rank: int = 0, wor
         np.arange(start, min(start + batch_size, pictures)) for start in range(rank * batch_size, pictures, world * batch_size)
     ]
     for rows, images in zip(parts, source.fetch(map(Take, parts), Frame(side)), strict=True):
-        yield images, source.labels[rows[0] : rows[-1] + 1]
+        yield images.permute(0, 2, 3, 1), source.labels[rows[0] : rows[-1] + 1]

@@ -63,7 +63,7 @@ class Source(Protocol):
         """(N,) int64, on the device."""
 
     def fetch(self, takes: Iterable[Take], frame: Frame) -> Iterator[Tensor]:
-        """For each take its pictures (B, side, side, C) uint8, on the device."""
+        """For each take its pictures (B, C, side, side) uint8, on the device, each channel a plane in memory."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Resident:
     def fetch(self, takes: Iterable[Take], frame: Frame) -> Iterator[Tensor]:
         for take in takes:
             rows = torch.from_numpy(take.rows).to(self.pixels.device)
-            yield frame.show(self.pixels.index_select(0, rows), take.chances)
+            yield frame.show(_planes(self.pixels.index_select(0, rows)), take.chances)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Stored:
             return [pool.submit(self.pixels.__getitem__, take.rows)]
 
         for take, (pixels,) in _ahead(takes, begin, threads=1):
-            yield frame.show(torch.from_numpy(pixels).to(self.labels.device), take.chances)
+            yield frame.show(_planes(torch.from_numpy(pixels).to(self.labels.device)), take.chances)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Encoded:
             return [pool.submit(self._show, int(row), frame, own) for row, own in zip(take.rows, chances, strict=True)]
 
         for _, pixels in _ahead(takes, begin, threads=self.threads):
-            yield torch.from_numpy(np.stack(pixels)).to(self.labels.device)
+            yield _planes(torch.from_numpy(np.stack(pixels)).to(self.labels.device))
 
     def _show(self, row: int, frame: Frame, chances: np.ndarray | None) -> np.ndarray:
         image, _ = decode.decode(self.read(row))
@@ -161,6 +161,11 @@ def open_source(pictures: Pictures, device: torch.device, *, residence: str = "a
     if residence == "resident" or (residence == "auto" and _fits(pixels.nbytes, device)):
         return Resident(_tensor(pixels).to(device), labels)
     return Stored(pixels, labels)
+
+
+def _planes(images: Tensor) -> Tensor:
+    """(B, H, W, C) as (B, C, H, W), also in memory."""
+    return images.permute(0, 3, 1, 2).contiguous()
 
 
 def _fits(size: int, device: torch.device) -> bool:

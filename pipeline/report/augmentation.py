@@ -24,7 +24,7 @@ def sheet(source: Source, card: dict[str, Any], recipe: Training, *, seed: int) 
     side, pictures = batches.image_shape(card, recipe)[0], len(source.labels)
     rows = batches.order(pictures, seed=seed, epoch=0)[: min(PICTURES, pictures // 2 * 2)]
     (whole,) = source.fetch([Take(rows)], Frame(side))
-    columns, captions = {"as it is": whole.numpy()}, {}
+    columns, captions = {"as it is": whole.permute(0, 2, 3, 1).numpy()}, {}
     for epoch in range(EPOCHS):
         where = {"seed": seed, "epoch": epoch}
         (images,) = batches.augmented(source, [rows], recipe.augmentation, colours, side=side, **where)

@@ -53,14 +53,15 @@ def _move(images: Tensor, names: np.ndarray, arguments: np.ndarray, fill: Tensor
 def affine(images: Tensor, matrices: np.ndarray, fill: Tensor) -> Tensor:
     """Pictures (B, C, H, W) uint8 whose pixels come, bilinearly, from where the matrices (B, 2, 3) lead."""
     height, width = images.shape[2:]
-    points = torch.from_numpy(matrices.astype(np.float32)).to(images.device)[..., None, None]  # (B, 2, 3, 1, 1)
+    shares = matrices / np.array([width, height])[:, None] * 2  # of half a side, from the middle, as grid_sample counts
+    shares[:, :, 2] -= 1
+    factors = torch.from_numpy(shares.astype(np.float32)).to(images.device)[..., None, None]  # (B, 2, 3, 1, 1)
     rows = torch.arange(height, device=images.device)[:, None] + 0.5
     columns = torch.arange(width, device=images.device) + 0.5
-    x, y = (points[:, :, 0] * columns + points[:, :, 1] * rows + points[:, :, 2]).unbind(1)  # not @: the same in any batch
-    grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], 3)
-    sampled = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    return torch.where(inside[:, None], sampled.round_(), fill[:, None, None]).to(images.dtype)
+    sources = factors[:, :, 0] * columns + (factors[:, :, 1] * rows + factors[:, :, 2])  # not @: the same in any batch
+    sampled = F.grid_sample(images.float(), sources.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    x, y = ((sources >= -1) & (sources < 1)).unbind(1)
+    return torch.where((x & y)[:, None], sampled.round_(), fill[:, None, None]).to(images.dtype)
 
 
 def _rotation(degrees: float, height: int, width: int) -> list[list[float]]:
