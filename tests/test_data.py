@@ -147,21 +147,6 @@ def test_a_decompression_bomb_is_unreadable(monkeypatch):
         decode.decode(GOOD.getvalue())
 
 
-@pytest.mark.parametrize(
-    ("build", "line"),
-    [
-        (lambda root: None, "is not a folder"),
-        (lambda root: root.mkdir(), "holds 0 class sub-folders; at least 2 are needed"),
-        (lambda root: (root / "one").mkdir(parents=True), "holds 1 class sub-folders"),
-        (lambda root: [(root / name).mkdir(parents=True) for name in "ab"], "no readable picture in the train split"),
-    ],
-)
-def test_a_folder_that_is_not_one_of_classes_is_refused(tmp_path, build, line):
-    build(tmp_path / "root")
-    with pytest.raises(UserError, match=line):
-        made(data(tmp_path / "root"), tmp_path / "out")
-
-
 def test_a_class_too_small_to_split_is_refused(folder, tmp_path):
     (folder / "emu").mkdir()
     picture(77).save(folder / "emu/only.png")
