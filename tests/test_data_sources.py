@@ -6,6 +6,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import UserError
@@ -286,7 +287,26 @@ MISTAKES = {
         "",
         "damaged|unreadable",
     ),
-    "parquet without labels": ("parquet", shard([0.5, 1.5]), "", "column"),
+    "parquet without labels": (
+        "parquet",
+        shard([0.5, 1.5]),
+        "",
+        "none of image, label seems to be the label column; name it in",
+    ),
+    "parquet with two labels": (
+        "parquet",
+        lambda root: [
+            shard([0, 1])(root),
+            pq.write_table(
+                (one := pq.read_table(root / "train.parquet"))
+                .rename_columns(["image", "fine"])
+                .append_column("coarse", one[1]),
+                root / "train.parquet",
+            ),
+        ],
+        "",
+        "fine, coarse could each be the label column; name it in data.label_column",
+    ),
     "parquet with an unknown column": ("parquet", shard([0, 1]), "", "data.label_column is 'kind'; there are image, label"),
     "parquet with an empty label": ("parquet", shard([0, None, 1]), "", "1 rows have no label, the first is row 1"),
     "parquet labels out of range": (

@@ -59,7 +59,7 @@ def problems(card: dict[str, Any]) -> list[str]:
         "the same picture is in several splits": card["duplicates"]["across"],
         "the same picture is several times in one split": card["duplicates"]["within"],
         "the same picture has different labels": card["duplicates"]["conflicting"],
-        "pictures were dropped as duplicates": [[name] for name in card["dropped"]],
+        "pictures were dropped as duplicates": card["dropped"],
         "files were skipped as unreadable": [[f"{entry['name']} ({entry['reason']})"] for entry in card["unreadable"]],
     }
     lines = [f"{what}, {len(groups)} times: {_some(groups)}" for what, groups in told.items() if groups]

@@ -92,9 +92,9 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _label_column(schema: pa.Schema, data: Data, image: str) -> str:
-    usual = [name for name in schema.names if name in LABELS]
-    marked = [name for name, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
     fitting = [field.name for field in schema if field.name != image and _says_a_class(field.type)]
+    usual = [name for name in fitting if name in LABELS]
+    marked = [name for name in fitting if _features(schema).get(name, {}).get("_type") == "ClassLabel"]
     return _chosen("label", data.label_column, usual or marked or fitting, schema)
 
 
