@@ -125,7 +125,7 @@ def labelled(labels: list[int], contents: list[int] | None = None) -> Rows:
     """Rows of these labels, each of a content of its own, or of the given ones."""
     facts = np.zeros(len(labels), FACTS)
     facts["label"] = labels
-    facts["digest"] = [f"{content:032}" for content in contents or range(len(labels))]
+    facts["digest"] = [f"{content:016}" for content in contents or range(len(labels))]
     return Rows(facts, [f"picture {row}" for row in range(len(labels))])
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.config import UserError
@@ -40,7 +41,11 @@ def listed(tree: Tree, labelled: Iterable[tuple[str, int]]) -> Iterator[Picture]
     """The pictures of a list of names and labels, in the order in which the tree reads fastest, missing ones last."""
     place = {name: index for index, name in enumerate(tree.names)}
     for name, label in sorted(labelled, key=lambda entry: place.get(entry[0], len(place))):
-        yield Picture(name, label, _reader(tree, name, exists=name in place))
+        yield Picture(name, label, partial(tree.read if name in place else _absent, name))
+
+
+def _absent(_name: str) -> bytes:
+    raise Unreadable("no such file")
 
 
 def class_names(values: Sequence[Any], *, where: str) -> list[str]:
@@ -69,12 +74,3 @@ def at_least_two(classes: list[str], *, where: str) -> list[str]:
     if len(classes) < 2:
         raise UserError(f"{where} holds {len(classes)} classes; at least 2 are needed")
     return classes
-
-
-def _reader(tree: Tree, name: str, *, exists: bool) -> Callable[[], bytes]:
-    def read() -> bytes:
-        if not exists:
-            raise Unreadable(f"not in {tree.path.name}")
-        return tree.read(name)
-
-    return read

@@ -1,10 +1,11 @@
 """Sources in which the folder of a picture is its class."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from pipeline.config import Data, UserError
-from pipeline.data.sources.base import Source, at_least_two, listed
+from pipeline.data.sources.base import Picture, Source, at_least_two, listed
 from pipeline.data.sources.tree import Tree, holding, open_tree
 
 EXTENSIONS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
@@ -42,25 +43,28 @@ def intel(data: Data) -> Source:
 def tiny_imagenet(data: Data) -> Source:
     """The official layout: wnids.txt, train/<wnid>/images/, val/images/ + val/val_annotations.txt. val is the test split."""
     tree = holding(Path(data.path), "wnids.txt")
-    classes = at_least_two(sorted(tree.required("wnids.txt").decode().split()), where=f"{data.path}: wnids.txt")
+    classes = at_least_two(sorted(tree.text("wnids.txt").split()), where=f"{data.path}: wnids.txt")
+    test = list(_annotations(tree, "val/val_annotations.txt", classes))
+    return Source(classes, {"train": _pictures(tree, "train/", classes), "test": listed(tree, test)})
+
+
+def _annotations(tree: Tree, file: str, classes: list[str]) -> Iterator[tuple[str, int]]:
+    """Lines of a picture's name, its class and four numbers that are not needed here, with tabs between."""
     index = {wnid: label for label, wnid in enumerate(classes)}
-    train = _labelled(tree, "train/", classes)
-    test = []
-    for line in tree.required("val/val_annotations.txt").decode().splitlines():
-        file, wnid = line.split("\t")[:2]
+    for line in tree.text(file).splitlines():
+        name, wnid = (line.split("\t") + ["", ""])[:2]
         if wnid not in index:
-            raise UserError(f"{data.path}: val_annotations.txt gives {file} the class '{wnid}', which wnids.txt does not name")
-        test.append((f"val/images/{file}", index[wnid]))
-    return Source(classes, {"train": listed(tree, train), "test": listed(tree, test)})
+            raise UserError(f"{tree.path}: {file} gives {name} the class '{wnid}', which wnids.txt does not name")
+        yield f"val/images/{name}", index[wnid]
 
 
 def _class_folders(tree: Tree, folders: dict[str, str], data: Data) -> Source:
     classes = sorted({name for folder in folders.values() for name in tree.below(folder).folders()})
     at_least_two(classes, where=f"data.path '{data.path}': as class folders it")
-    return Source(classes, {split: listed(tree, _labelled(tree, folder, classes)) for split, folder in folders.items()})
+    return Source(classes, {split: _pictures(tree, folder, classes) for split, folder in folders.items()})
 
 
-def _labelled(tree: Tree, folder: str, classes: list[str]) -> Iterator[tuple[str, int]]:
+def _pictures(tree: Tree, folder: str, classes: list[str]) -> Iterator[Picture]:
     """The pictures below each class folder, other kinds of file left out."""
     index = {name: label for label, name in enumerate(classes)}
     for name in tree.names:
@@ -68,15 +72,14 @@ def _labelled(tree: Tree, folder: str, classes: list[str]) -> Iterator[tuple[str
         if name.startswith(folder) and "/" in rest and PurePosixPath(name).suffix.lower() in EXTENSIONS and rest[-1] != "/":
             if (label := index.get(rest.split("/")[0])) is None:
                 raise UserError(f"{tree.path}: {name} lies in the folder of an unknown class")
-            yield name, label
+            yield Picture(name, label, partial(tree.read, name))
 
 
 def _inside(tree: Tree) -> Tree:
-    """Without the one folder that archives often wrap around everything."""
-    while (
-        len(tops := tree.folders()) == 1
-        and tree.below(f"{tops[0]}/").folders()
-        and tops[0].lower() not in sum(SPLITS.values(), ())
-    ):
-        tree = tree.below(f"{tops[0]}/")
+    """An archive without the one folder that is often wrapped around everything; a folder as it is."""
+    known = {name for names in SPLITS.values() for name in names}
+    while not tree.path.is_dir() and len(tops := tree.folders()) == 1 and tops[0].lower() not in known:
+        if not (inner := tree.below(f"{tops[0]}/")).folders():
+            break
+        tree = inner
     return tree

@@ -41,9 +41,9 @@ def _table(tree: Tree, data: Data) -> tuple[str, list[dict[str, str]]]:
             f"data.path '{data.path}' holds {len(tables)} .csv files at its top; csv needs one, beside its pictures"
         )
     try:
-        rows = list(csv.DictReader(io.StringIO(tree.required(tables[0]).decode("utf-8-sig")), strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{tables[0]} is not readable as a table in UTF-8 ({error})") from None
+        rows = list(csv.DictReader(io.StringIO(tree.text(tables[0])), strict=True))
+    except csv.Error as error:
+        raise UserError(f"{tables[0]} is not readable as a table ({error})") from None
     if not rows:
         raise UserError(f"{tables[0]} has no rows")
     return tables[0], rows

@@ -38,6 +38,13 @@ class Tree:
         except Unreadable as error:
             raise UserError(f"{self.path}: {name} is missing or damaged ({error})") from None
 
+    def text(self, name: str) -> str:
+        """The content of a required file that is UTF-8 text."""
+        try:
+            return self.required(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: {name} is not readable as text in UTF-8 ({error.reason})") from None
+
     def below(self, folder: str) -> "Tree":
         """What lies in a folder ("x/y/", or "" for all), by its name from there."""
         names = [name[len(folder) :] for name in self.names if name.startswith(folder) and name != folder]
