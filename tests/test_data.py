@@ -1,5 +1,6 @@
 """Prepared data: every picture once, the same whatever the order of files, and nothing half-read."""
 
+import contextlib
 import io
 import os
 import random
@@ -251,6 +252,18 @@ READABLE = {
     "żółw, 亀, " + "very long " * 20 + ".png": encoded(13),
     "UPPER.PNG": encoded(14),
 }
+
+
+@given(
+    st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]), st.dictionaries(st.integers(0, 400), st.integers(0, 255))
+)
+@pytest.mark.filterwarnings("ignore")
+def test_any_bytes_are_a_picture_or_unreadable(kind, changes):
+    content = bytearray(encoded(5, kind))
+    for place, value in changes.items():
+        content[place % len(content)] = value
+    with contextlib.suppress(decode.Unreadable):
+        assert decode.pixels(bytes(content), channels=3, image_size=8).shape == (8, 8, 3)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

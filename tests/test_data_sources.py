@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import tarfile
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import UserError
+from pipeline.config import DOWNLOADS, UserError
 from pipeline.data import decode, sources
 from pipeline.data.prepare import prepare
+from pipeline.data.sources.download import FILES
 from tests import layouts
 from tests.layouts import data, encoded
 
@@ -62,6 +64,12 @@ def test_what_torchvision_fetched_is_read_where_it_lies(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "cifar-10-python.tar.gz").rename(tmp_path / "raw/cifar-10-python.tar.gz")
     assert len(list(sources.read(data(tmp_path / "raw", "cifar10")).splits["test"])) == 10
+
+
+@pytest.mark.parametrize("source", DOWNLOADS)
+def test_what_can_be_fetched_has_an_address_and_a_checksum(source):
+    for url, name, md5 in FILES[source]():
+        assert url.startswith("http") and url.endswith(name) and re.fullmatch("[0-9a-f]{32}", md5)
 
 
 @pytest.mark.parametrize("form", ["struct", "binary"])

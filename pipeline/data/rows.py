@@ -1,6 +1,6 @@
 """Every picture of a source, read once: what is known of it, and its stored form in a scratch file.
 
-Memory holds the facts (about 500 bytes a picture) and one shard of pictures, whatever the size of the data set.
+Memory holds the facts (under 1 kB a picture, python -m benchmarks.prepare) and one shard of pictures, never more of them.
 """
 
 import hashlib
@@ -66,12 +66,11 @@ class Scratch:
     def add(self, pictures: Iterable[Picture]) -> Rows:
         """Decode and add pictures. The rows are ordered by content, so that no order of files can matter."""
         facts, names = [np.zeros(0, FACTS)], []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        store = partial(_stored, image_size=self.image_size)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets threads run beside each other while it decodes
             for shard in self._shards(pictures):
                 kept = []
-                for (picture, _), made in zip(
-                    shard, pool.map(partial(_stored, image_size=self.image_size), shard), strict=True
-                ):
+                for (picture, _), made in zip(shard, pool.map(store, shard), strict=True):
                     if isinstance(made, Unreadable):
                         self._skip(picture, made)
                     else:
