@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 PARAMS = Path("params.yaml")
+DOWNLOADS = ("cifar10", "cifar100", "svhn", "flowers102")  # sources that torchvision knows how to fetch
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -35,8 +36,24 @@ class Section(BaseModel):
 class Data(Section):
     """Where the pictures come from and how they are prepared."""
 
-    source: Literal["digits", "image_folder"]
-    path: str  # the folder of pictures; `digits` needs none
+    source: Literal[
+        "digits",
+        "image_folder",
+        "parquet",
+        "csv",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "tiny_imagenet",
+        "intel",
+        "chaoyang",
+        "flowers102",
+        "imagenet",
+    ]
+    path: str  # the folder or archive of pictures; `digits` needs none
+    download: bool = False  # fetch what is not there yet into path, where torchvision knows how
+    image_column: str | None = None  # of parquet and csv; null: the one that fits
+    label_column: str | None = None
     image_size: Annotated[int, Field(ge=4, le=1024)] | None  # height and width in pixels; null: as they are, resized per batch
     validation_fraction: Fraction  # of the training pictures, where the source has no validation split
     test_fraction: Fraction  # of all pictures, where the source has no test split
@@ -45,6 +62,12 @@ class Data(Section):
     duplicates: Literal["warn", "drop", "error"] = "warn"  # what to do with pictures of the same content
     train_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of the training pictures, after the splits are cut
     train_per_class: Count | None = None  # training pictures of each class, after the splits are cut
+
+    @model_validator(mode="after")
+    def _download_is_known(self) -> "Data":
+        if self.download and self.source not in DOWNLOADS:
+            raise ValueError(f"download is known for {', '.join(DOWNLOADS)}, not for {self.source}; fetch it by hand")
+        return self
 
     @model_validator(mode="after")
     def _one_low_data_rule(self) -> "Data":

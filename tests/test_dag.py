@@ -20,7 +20,7 @@ LAYERS = [  # a module may import those of earlier lines, and of its own
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
 HOMES = {  # a third-party package -> the only modules that may import it
-    "pyarrow": {"pipeline/data/prepared.py"},
+    "pyarrow": {"pipeline/data/prepared.py", "pipeline/data/sources/parquet.py"},
     "mlflow": {"pipeline/tracking.py"},
     "ray": {"pipeline/distributed.py"},
     "timm": {"pipeline/models/zoo.py"},

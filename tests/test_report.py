@@ -21,7 +21,20 @@ CARD = {
     "class_counts": {split: {"$a_b^": 4, HOSTILE: 4} for split in ("train", "validation", "test")},
     "mean": [0.5],
     "std": [0.2],
-    "problems": [],
+    "source_sizes": {"smallest": [9, 9], "median": [30, 40], "largest": [300, 400]},
+    "encodings": {
+        "JPEG": {
+            "pictures": 19,
+            "modes": {"CMYK": 1, "RGB": 18},
+            "quality": {"least": 75, "median": 90, "most": 95},
+            "subsampling": {"4:2:0": 19},
+        },
+        "PNG": {"pictures": 1, "modes": {"L": 1}},
+    },
+    "duplicates": {"across": [["train: a", f"test: {HOSTILE}"]], "within": [], "conflicting": []},
+    "dropped": [],
+    "unreadable": [],
+    "problems": [f"the same picture is in several splits, 1 times: train: a = test: {HOSTILE}"],
     "fingerprint": "f",
 }
 
@@ -79,6 +92,17 @@ def test_the_page_is_whole_and_escapes_what_it_is_given():
     assert text.count("<svg") == 2 + 3 + 1 and "2.8 M" in text and "189.5 M" in text and "± 14.1" in text and "+20 %" in text
     outside = re.findall(r'(?:src|href)="(?!#|data:)([^"]+)"', text)
     assert not outside, "the page must need nothing but itself"
+
+
+def test_the_page_tells_what_the_data_card_tells():
+    text = page.render(RESULTS, CARD)
+    for told in (
+        "JPEG 19 (CMYK, RGB, quality about 75 to 95, 4:2:0); PNG 1 (L)",
+        "9 x 9 to 300 x 400, median 30 x 40",
+        "1 across, 0 within, 0 conflicting; 0 dropped",
+        "<b>Warning:</b> the same picture is in several splits, 1 times",
+    ):
+        assert told in text
 
 
 def test_equal_results_make_an_equal_page():

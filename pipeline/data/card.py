@@ -59,7 +59,7 @@ def problems(card: dict[str, Any]) -> list[str]:
         "the same picture is in several splits": card["duplicates"]["across"],
         "the same picture is several times in one split": card["duplicates"]["within"],
         "the same picture has different labels": card["duplicates"]["conflicting"],
-        "pictures were dropped as duplicates": [[name] for name in card["dropped"]],
+        "pictures were dropped as duplicates": card["dropped"],
         "files were skipped as unreadable": [[f"{entry['name']} ({entry['reason']})"] for entry in card["unreadable"]],
     }
     lines = [f"{what}, {len(groups)} times: {_some(groups)}" for what, groups in told.items() if groups]
@@ -100,15 +100,19 @@ def _sizes(facts: np.ndarray) -> dict[str, Any]:
 
 def _encodings(facts: np.ndarray) -> dict[str, dict[str, Any]]:
     """Per file format: pictures, colour modes, and of JPEGs the quality (estimated) and colour subsampling."""
-    return {str(name): _encoding(facts[facts["format"] == name]) for name in np.unique(facts["format"])}
+    return {name.decode(): _encoding(facts[facts["format"] == name]) for name in np.unique(facts["format"])}
 
 
 def _encoding(facts: np.ndarray) -> dict[str, Any]:
-    found: dict[str, Any] = {"pictures": len(facts), "modes": dict(sorted(Counter(facts["mode"].tolist()).items()))}
+    found: dict[str, Any] = {"pictures": len(facts), "modes": _tally(facts["mode"])}
     if (quality := facts["quality"][facts["quality"] >= 0]).size:
         found["quality"] = {"least": int(quality.min()), "median": int(np.median(quality)), "most": int(quality.max())}
-        found["subsampling"] = dict(sorted(Counter(facts["subsampling"].tolist()).items()))
+        found["subsampling"] = _tally(facts["subsampling"])
     return found
+
+
+def _tally(words: np.ndarray) -> dict[str, int]:
+    return {word.decode(): count for word, count in sorted(Counter(words.tolist()).items())}
 
 
 def _channel_statistics(train: Rows, channels: int) -> tuple[list[float], list[float]]:

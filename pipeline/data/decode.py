@@ -44,7 +44,7 @@ def decode(content: bytes) -> tuple[Image.Image, Encoding]:
             return _plain(ImageOps.exif_transpose(image)), _encoding(image)
     except UnidentifiedImageError:
         raise Unreadable("not a picture") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of damaged files Pillow raises TypeError, struct.error and others besides its own
         raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from None
 
 
@@ -74,7 +74,8 @@ def _encoding(image: Any) -> Encoding:
     if image.format not in ("JPEG", "MPO"):
         return Encoding(image.format or "", image.mode)
     subsampling = SUBSAMPLINGS.get(JpegImagePlugin.get_sampling(image), "")
-    return Encoding("JPEG", image.mode, jpeg_quality(tuple(image.quantization[0])), subsampling)
+    luminance = next(iter(image.quantization.values()), None)
+    return Encoding("JPEG", image.mode, jpeg_quality(tuple(luminance)) if luminance else -1, subsampling)
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,6 @@
 """Every picture of a source, read once: what is known of it, and its stored form in a scratch file.
 
-Memory holds the facts (about 350 bytes a picture) and one shard of pictures, whatever the size of the data set.
+Memory holds the facts (under 1 kB a picture, python -m benchmarks.prepare) and one shard of pictures, never more of them.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ from pipeline.data.sources import Picture
 SHARD_PICTURES, SHARD_BYTES = 512, 2**25  # in memory at once; whichever is reached first
 FACTS = np.dtype(
     [
-        ("digest", "S32"),  # of the picture's content
+        ("digest", "S16"),  # of the picture's content, 16 bytes
         ("label", "i8"),
         ("start", "i8"),  # in the scratch file, bytes
         ("length", "i8"),
         ("height", "i4"),  # pixels, upright, before any resizing
         ("width", "i4"),
         ("grey", "?"),
-        ("format", "U8"),
-        ("mode", "U8"),
+        ("format", "S8"),
+        ("mode", "S8"),
         ("quality", "i2"),  # of a JPEG, estimated; else -1
-        ("subsampling", "U8"),  # of a JPEG's colours
+        ("subsampling", "S8"),  # of a JPEG's colours
         ("mean", "f8", 3),  # of the stored pixels, in [0, 1]
         ("square", "f8", 3),  # mean of their squares
     ]
@@ -66,12 +66,11 @@ class Scratch:
     def add(self, pictures: Iterable[Picture]) -> Rows:
         """Decode and add pictures. The rows are ordered by content, so that no order of files can matter."""
         facts, names = [np.zeros(0, FACTS)], []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        store = partial(_stored, image_size=self.image_size)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets threads run beside each other while it decodes
             for shard in self._shards(pictures):
                 kept = []
-                for (picture, _), made in zip(
-                    shard, pool.map(partial(_stored, image_size=self.image_size), shard), strict=True
-                ):
+                for (picture, _), made in zip(shard, pool.map(store, shard), strict=True):
                     if isinstance(made, Unreadable):
                         self._skip(picture, made)
                     else:
@@ -125,7 +124,7 @@ def _stored(labelled: tuple[Picture, bytes], *, image_size: int | None) -> tuple
     stored = decode.fit(image, image_size)
     mean, square = _moments(stored)
     facts = {
-        "digest": hashlib.blake2b(content, digest_size=16).hexdigest(),
+        "digest": hashlib.blake2b(content, digest_size=16).digest(),
         "label": picture.label,
         "height": image.height,
         "width": image.width,

@@ -68,12 +68,9 @@ def without_duplicates(given: dict[str, Rows], classes: list[str]) -> tuple[dict
 
 def _keys(rows: Rows, seed: int, part: str) -> np.ndarray:
     """(N,) what decides each picture's rank: a hash of its content, another one for every seed and part."""
-    return np.array(
-        [
-            hashlib.blake2b(f"{seed} {part} {digest.decode()}".encode(), digest_size=16).hexdigest()
-            for digest in rows.facts["digest"]
-        ]
-    )
+    salt = hashlib.blake2b(f"{seed} {part}".encode(), digest_size=16).digest()
+    digests = rows.facts["digest"].tolist()
+    return np.array([hashlib.blake2b(digest, digest_size=16, salt=salt).digest() for digest in digests], "S16")
 
 
 def _ranked(rows: Rows, keys: np.ndarray, label: int) -> np.ndarray:

@@ -20,6 +20,7 @@ def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figur
     return environment.get_template("page.html").render(
         rows=tables.comparison(results),
         card=card,
+        facts=tables.data_facts(card),
         machine=" and ".join(sorted({str(result.training["hardware"]) for result in results})),
         seeds=sorted({result.seed for result in results}),
         test_pictures=card["counts"]["test"],
