@@ -66,7 +66,7 @@ def cluster(**changes: Any) -> Cluster:
 def numbers(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A history without what the clock and the machine say."""
     return [
-        {key: value for key, value in row.items() if key not in ("train_seconds", "images_per_second", "hardware")}
+        {key: value for key, value in row.items() if key not in ("train_seconds", "images_per_second", "hardware", "data")}
         for row in history
     ]
 
