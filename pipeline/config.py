@@ -113,8 +113,8 @@ class RandAugment(Section):
 class Augmentation(Section):
     """What happens to the pixels of a training picture, in this order, and to pairs of pictures in the end."""
 
-    crop_padding: Annotated[int, Field(ge=0)] = 0  # zeros on each side before a random crop of the old size
     random_resized_crop: Annotated[float, Field(gt=0, le=1)] | None = None  # least area of the part, of the picture's
+    crop_padding: Annotated[int, Field(ge=0)] = 0  # zeros on each side before a random crop of the old size
     horizontal_flip: bool = False
     policy: Policy = "none"
     randaugment: RandAugment = RandAugment()  # where it is the policy

@@ -25,7 +25,6 @@ HOMES = {  # a third-party package -> the only modules that may import it
     "ray": {"pipeline/distributed.py"},
     "timm": {"pipeline/models/zoo.py"},
     "matplotlib": {"pipeline/report/figures.py"},
-    "torchvision": {"pipeline/data/augment/policies.py"},
     "dvc": set(),
 }
 MODULES = sorted(Path("pipeline").rglob("*.py")) + sorted(Path("stages").glob("*.py"))

@@ -95,7 +95,7 @@ def test_the_page_is_whole_and_escapes_what_it_is_given():
 
 
 def test_the_page_tells_what_the_data_card_tells():
-    text = page.render(RESULTS, CARD)
+    text = page.render(RESULTS, CARD, sheet())
     for told in (
         "JPEG 19 (CMYK, RGB, quality about 75 to 95, 4:2:0); PNG 1 (L)",
         "9 x 9 to 300 x 400, median 30 x 40",
