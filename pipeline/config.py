@@ -135,7 +135,8 @@ class Augmentation(Section):
 class Training(Section):
     """A recipe. The batch is the global one: it never depends on the number of workers."""
 
-    epochs: Count
+    epochs: Annotated[int, Field(ge=0)] = 0  # 0: as many as it takes to see `images`
+    images: Count | None = None  # the budget in pictures seen, each counted as often as it is shown, instead of epochs
     passes_per_epoch: Count = 1  # over all pictures: 3 is what Lee et al. call an epoch with "repeated augmentation"
     batch_size: Count
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None  # pixels, of the batches; null: as the pictures are stored
@@ -148,8 +149,10 @@ class Training(Section):
     augmentation: Augmentation
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> "Training":
-        if self.warmup_epochs >= self.epochs:
+    def _one_budget(self) -> "Training":
+        if (self.images is None) == (self.epochs == 0):
+            raise ValueError(f"the budget is either epochs (here {self.epochs}) or images (here {self.images or 0})")
+        if self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
         return self
 

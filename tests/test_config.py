@@ -27,6 +27,7 @@ def test_the_committed_params_are_valid():
         ("teachers.resnet.depth", 21, "teachers.resnet.depth 21 is not 6n + 2; 20 or 26 would be"),
         ("training.student.learning_rate", -1.0, "training.student.learning_rate is -1.0: input should be greater than 0"),
         ("training.student.epochs", "many", "training.student.epochs is 'many': input should be a valid integer"),
+        ("training.student.images", 5000, "training.student: the budget is either epochs (here 30) or images (here 5000)"),
         ("training.student.warmup_epochs", 30, "training.student: warmup_epochs 30 must be less than epochs 30"),
         (
             "cluster.num_workers",
