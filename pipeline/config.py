@@ -79,8 +79,8 @@ class RandAugment(Section):
 class Augmentation(Section):
     """What happens to the pixels of a training picture, in this order, and to pairs of pictures in the end."""
 
-    crop_padding: Annotated[int, Field(ge=0)] = 0  # zeros on each side before a random crop of the old size
     random_resized_crop: Annotated[float, Field(gt=0, le=1)] | None = None  # least area of the part, of the picture's
+    crop_padding: Annotated[int, Field(ge=0)] = 0  # zeros on each side before a random crop of the old size
     horizontal_flip: bool = False
     policy: Policy = "none"
     randaugment: RandAugment = RandAugment()  # where it is the policy
@@ -101,7 +101,8 @@ class Augmentation(Section):
 class Training(Section):
     """A recipe. The batch is the global one: it never depends on the number of workers."""
 
-    epochs: Count
+    epochs: Annotated[int, Field(ge=0)] = 0  # 0: as many as it takes to see `images`
+    images: Count | None = None  # the budget in pictures seen, each counted as often as it is shown, instead of epochs
     passes_per_epoch: Count = 1  # over all pictures: 3 is what Lee et al. call an epoch with "repeated augmentation"
     batch_size: Count
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None  # pixels, of the batches; null: as the pictures are stored
@@ -114,8 +115,10 @@ class Training(Section):
     augmentation: Augmentation
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> "Training":
-        if self.warmup_epochs >= self.epochs:
+    def _one_budget(self) -> "Training":
+        if (self.images is None) == (self.epochs == 0):
+            raise ValueError(f"the budget is either epochs (here {self.epochs}) or images (here {self.images or 0})")
+        if self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
         return self
 
@@ -337,8 +340,9 @@ def _unknown_sizes(settings: Settings) -> list[str]:
 
 def _misfits(where: str, network: AnyNetwork, settings: Settings) -> list[str]:
     recipe = settings.training.student if where.startswith("students") else settings.training.teacher
+    key = f"training.{where.split('.')[0].removesuffix('s')}.image_size" if recipe.image_size else "data.image_size"
     size = recipe.image_size or settings.data.image_size
-    return [f"{where}.{mistake}" for mistake in network.misfits(size, size)] if size else []
+    return [f"{where}.{mistake.replace('data.image_size', key)}" for mistake in network.misfits(size, size)] if size else []
 
 
 def nearest_multiples(number: int, unit: int) -> str:

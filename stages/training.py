@@ -39,6 +39,10 @@ def train(
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
     card = prepared.read_card(common.PREPARED)
+    train, validation = (
+        loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
+    )
+    training = batches.budgeted(training, len(train.labels))
     card |= {"image_shape": batches.image_shape(card, training)}
     settings = {
         "network": network.model_dump(),
@@ -50,9 +54,6 @@ def train(
     run = identity(**about, **settings)
     arguments = models.arguments(network, image_shape=card["image_shape"], classes=len(card["classes"]))
     config = model_config(network.model, arguments, card, {**about, **settings, "identity": run, "versions": versions()})
-    train, validation = (
-        loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
-    )
     job = Job(config, training, seed, train, validation, guidance, teacher)
     steps = batches.steps_per_epoch(len(train.labels), training)
     label = f"{kind}/{name}/{seed}"

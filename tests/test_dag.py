@@ -26,11 +26,6 @@ HOMES = {  # a third-party package -> the only modules that may import it
     "ray": {"pipeline/distributed.py"},
     "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py"},
     "matplotlib": {"pipeline/report/figures.py"},
-    "torchvision": {
-        "pipeline/data/augment/policies.py",
-        "pipeline/data/sources/download.py",
-        "pipeline/data/sources/matlab.py",
-    },
     "dvc": set(),
 }
 MODULES = sorted(Path("pipeline").rglob("*.py")) + sorted(Path("stages").glob("*.py"))
