@@ -24,7 +24,7 @@ HOMES = {  # a third-party package -> the only modules that may import it
     "pyarrow": {"pipeline/data/prepared.py", "pipeline/data/sources/parquet.py", "pipeline/checkpoints.py"},
     "mlflow": {"pipeline/tracking.py"},
     "ray": {"pipeline/distributed.py"},
-    "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py"},
+    "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py", "pipeline/training/optim.py"},
     "matplotlib": {"pipeline/report/figures.py"},
     "dvc": set(),
 }
