@@ -114,7 +114,7 @@ def _in_process(job: Job, cluster: Cluster, scratch: Path, listener: Listener) -
     if cluster.cpus_per_worker:
         torch.set_num_threads(cluster.cpus_per_worker)
     reporter = LocalReporter(scratch / "checkpoints", engine.device_of(cluster.use_gpu), listener)
-    state = loop.train(job, reporter, residence=cluster.data, loader_threads=cluster.cpus_per_worker)
+    state = loop.train(job, reporter, residence=cluster.data)
     return Trained(state.history, state.weights())
 
 
@@ -182,8 +182,7 @@ def _on_ray(job: Job, cluster: Cluster, scratch: Path, listener: Listener) -> Tr
         from ray.util.queue import Queue
 
         events = Queue(actor_options={"num_cpus": 0})
-        loading = {"residence": cluster.data, "loader_threads": cluster.cpus_per_worker}
-        trainer = _trainer({"job": ray.put(job), "events": events, "loading": loading}, cluster, scratch)
+        trainer = _trainer({"job": ray.put(job), "events": events, "residence": cluster.data}, cluster, scratch)
         running = _in_thread(trainer.fit)
         while not running.done():
             _pass_on(events, listener, seconds=0.2)
@@ -274,7 +273,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     reporter = RayReporter(config["events"], get_device())
     try:
-        state = loop.train(ray.get(config["job"]), reporter, **config["loading"])
+        state = loop.train(ray.get(config["job"]), reporter, residence=config["residence"])
     except UserError as error:  # a restart would only repeat it
         return {"mistake": str(error)}
     return {"history": state.history, "weights": save(state.weights())}
