@@ -145,7 +145,7 @@ def _in_process(job: Job, cluster: Cluster, place: str, listener: Listener) -> T
         torch.set_num_threads(cluster.cpus_per_worker)
     keeper = Keeper(place, cluster.checkpoint_seconds)
     reporter = LocalReporter(keeper, engine.device_of(cluster.use_gpu), listener)
-    state = loop.train(job, reporter, residence=cluster.data, loader_threads=cluster.cpus_per_worker)
+    state = loop.train(job, reporter, residence=cluster.data)
     return Trained(state.history, state.weights(job.training.result))
 
 
@@ -220,7 +220,7 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
             "events": events,
             "place": place,
             "checkpoint_seconds": cluster.checkpoint_seconds,
-            "loading": {"residence": cluster.data, "loader_threads": cluster.cpus_per_worker},
+            "residence": cluster.data,
         }
         trainer = _trainer(config, cluster, unused)
         running = _in_thread(trainer.fit)
@@ -314,7 +314,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     reporter = RayReporter(config["events"], keeper, get_device())
     try:
         job = ray.get(config["job"])
-        state = loop.train(job, reporter, **config["loading"])
+        state = loop.train(job, reporter, residence=config["residence"])
     except UserError as error:  # a restart would only repeat it
         return {"mistake": str(error)}
     return {"history": state.history, "weights": save(state.weights(job.training.result))}

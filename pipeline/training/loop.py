@@ -72,16 +72,13 @@ class Reporter(Protocol):
         """So many pictures more were trained on, over all workers."""
 
 
-def train(job: Job, reporter: Reporter, *, residence: str = "auto", loader_threads: int | None = None) -> State:
+def train(job: Job, reporter: Reporter, *, residence: str = "auto") -> State:
     """Run the epochs that are left.
 
-    residence and loader_threads say where the pictures lie meanwhile and who decodes them (`loading.open_source`).
+    residence says where the pictures lie meanwhile (`loading.open_source`).
     Raises UserError where the loss is no longer a number.
     """
-    data = [
-        loading.open_source(pictures, reporter.device, residence=residence, threads=loader_threads)
-        for pictures in (job.train, job.validation)
-    ]
+    data = [loading.open_source(pictures, reporter.device, residence=residence) for pictures in (job.train, job.validation)]
     state = _continued(job, reporter, data[0])
     logger.info("training pictures: %s, validation pictures: %s", *(source.name for source in data))
     objective = None
