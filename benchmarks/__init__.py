@@ -1,0 +1,1 @@
+"""Measurements behind the README's numbers; each is `python -m benchmarks.<name>` from the project's root."""
