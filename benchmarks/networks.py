@@ -1,8 +1,8 @@
 """What each network and each form of it costs: parameters, MACs, images per second, memory.
 
-The forms of a network take turns, and the ratio to the plain form is the median over the turns, so that what else the
-machine does falls on all of them alike. Memory is the peak of a training step on a GPU; on a CPU, what is kept for the
-backward pass.
+The forms of a network take turns, and the ratio to the first form is the median over the turns, so that what else the
+machine does falls on all of them alike; on a CPU, seconds are of processor time for the same reason. Memory is the peak
+of a training step on a GPU; on a CPU, what is kept for the backward pass.
 """
 
 import argparse
@@ -139,13 +139,19 @@ def _in_turn(calls: dict[str, Callable[[], None]], rounds: int, device: torch.de
     times: dict[str, list[float]] = {form: [] for form in calls}
     for turn in range(rounds + 1):
         for form in [*calls] if turn % 2 else [*reversed(calls)]:
-            started = time.perf_counter()
+            started = _seconds(device)
             calls[form]()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
             if turn:
-                times[form].append(time.perf_counter() - started)
+                times[form].append(_seconds(device) - started)
     return times
+
+
+def _seconds(device: torch.device) -> float:
+    """Of the clock on a GPU, once it has finished; of all processors' time on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def _memory(step: Callable[[], None], device: torch.device) -> int:
