@@ -8,26 +8,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline import networks
+from pipeline.networks import AnyNetwork, Network
+from pipeline.section import Count, Fraction, Probability, Section, UserError
+
 PARAMS = Path("params.yaml")
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # a part of stage and folder names, where "-" joins two
-
-
-class UserError(ValueError):
-    """Something a person can put right; its text is the one line that they read."""
-
-
-class Section(BaseModel):
-    """Settings that refuse keys they do not know, and are never changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Data(Section):
@@ -40,31 +31,6 @@ class Data(Section):
     test_fraction: Fraction  # of all pictures, where the source has no test split
     split_seed: Annotated[int, Field(ge=0)]
     unreadable: Literal["error", "skip"]  # what to do with pictures that cannot be decoded
-
-
-class Vit(Section):
-    """The plain ViT of Lee et al. 2021, with their two add-ons."""
-
-    model: Literal["vit"]
-    patch_size: Annotated[int, Field(ge=1)] | None  # null: the divisor of image_size nearest to an eighth of it
-    width: Count
-    depth: Count
-    heads: Count
-    mlp_ratio: Annotated[float, Field(gt=0)] = 2.0
-    spt: bool = False  # shifted patch tokenization
-    lsa: bool = False  # locality self-attention
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0  # stochastic depth, the same rate in every block
-
-
-class Resnet(Section):
-    """The CIFAR ResNet of He et al. 2016, section 4.2."""
-
-    model: Literal["resnet_cifar"]
-    depth: Annotated[int, Field(ge=8)]  # 6n + 2
-    width: Count = 16  # channels of the first of the three stages
-
-
-Network = Annotated[Vit | Resnet, Field(discriminator="model")]
 
 
 class Augmentation(Section):
@@ -214,7 +180,7 @@ def _explain(mistake: Any) -> str:
         case "union_tag_invalid":
             return f"{where}.model is '{mistake['ctx']['tag']}'; known models: {mistake['ctx']['expected_tags']}"
         case "union_tag_not_found":
-            return f"'{where}.model' is missing; known models: {', '.join(_models())}"
+            return f"'{where}.model' is missing; known models: {', '.join(networks.models())}"
         case _:
             message = mistake["msg"].removeprefix("Value error, ")
             value = mistake["input"]
@@ -231,7 +197,7 @@ def _did_you_mean(location: list[Any]) -> str:
 def _allowed_keys(location: list[Any]) -> list[str]:
     """The keys that the section at `location` knows."""
     if location and location[0] in ("students", "teachers"):
-        return sorted({key for model in (Vit, Resnet) for key in model.model_fields})
+        return sorted({key for network in networks.models().values() for key in network.model_fields})
     section: Any = Settings
     for part in location:
         if isinstance(part, str) and part in getattr(section, "model_fields", {}):
@@ -239,10 +205,6 @@ def _allowed_keys(location: list[Any]) -> list[str]:
         else:
             section = Guidance  # the one dict whose values are sections of a single kind
     return list(section.model_fields)
-
-
-def _models() -> list[str]:
-    return [model.model_fields["model"].annotation.__args__[0] for model in (Vit, Resnet)]  # type: ignore[union-attr]
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -290,30 +252,6 @@ def _uneven_batches(settings: Settings) -> list[str]:
     ]
 
 
-def _misfits(where: str, network: Vit | Resnet, settings: Settings) -> list[str]:
-    if isinstance(network, Resnet):
-        depth = network.depth
-        lower = (depth - 2) // 6 * 6 + 2
-        return [f"{where}.depth {depth} is not 6n + 2; {lower} or {lower + 6} would be"] if depth != lower else []
-    size, mistakes = settings.data.image_size, []
-    if network.width % network.heads:
-        near = nearest_divisors(network.width, network.heads)
-        mistakes.append(f"{where}.heads {network.heads} does not divide width {network.width}; {near} would")
-    if network.patch_size and size % network.patch_size:
-        near = nearest_divisors(size, network.patch_size)
-        mistakes.append(f"{where}.patch_size {network.patch_size} does not divide data.image_size {size}; {near} would")
-    return mistakes
-
-
-def nearest_divisors(number: int, wish: int) -> str:
-    """The divisors of `number` next to `wish`, for an error message: "4 or 8"."""
-    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
-    below = [divisor for divisor in divisors if divisor < wish][-1:]
-    above = [divisor for divisor in divisors if divisor > wish][:1]
-    return " or ".join(str(divisor) for divisor in below + above)
-
-
-def default_patch_size(image_size: int) -> int:
-    """The divisor of the picture's side nearest to an eighth of it, at least 2 where one fits: 64 tokens, as in the papers."""
-    divisors = [divisor for divisor in range(2, image_size // 2 + 1) if image_size % divisor == 0]
-    return min(divisors, key=lambda divisor: (abs(divisor - image_size / 8), divisor), default=1)
+def _misfits(where: str, network: AnyNetwork, settings: Settings) -> list[str]:
+    size = settings.data.image_size
+    return [f"{where}.{mistake}" for mistake in network.misfits(size, size)]

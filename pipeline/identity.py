@@ -10,7 +10,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 # What decides the numbers of a training, beside its settings and its data.
-TRAINING_CODE = ("metrics.py", "data/augment.py", "data/batches.py", "models", "training")
+TRAINING_CODE = ("metrics.py", "data/augment.py", "data/batches.py", "models", "networks.py", "training")
 PACKAGES = ("torch", "timm", "numpy")
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipeline import config, models
-from pipeline.config import Augmentation, Cluster, Resnet, Training, Vit
+from pipeline.config import Augmentation, Cluster, Training
+from pipeline.networks import Resnet, Vit
 from pipeline.training.checkpoint import Model, model_config
 from pipeline.training.loop import Job, Pictures
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import config
 from pipeline.config import UserError
+from pipeline.networks import default_patch_size
 
 
 def test_the_committed_params_are_valid():
@@ -21,7 +22,7 @@ def test_the_committed_params_are_valid():
         ("students.vit.widht", 3, "unknown key 'students.vit.widht'; did you mean 'width'?"),
         ("guidance.early.beat", 3, "unknown key 'guidance.early.beat'; did you mean 'beta'?"),
         ("studnets", {}, "unknown key 'studnets'; did you mean 'students'?"),
-        ("students.vit.model", "vitt", "students.vit.model is 'vitt'; known models: 'vit', 'resnet_cifar'"),
+        ("students.vit.model", "vitt", "students.vit.model is 'vitt'; known models: 'vit', 'hybrid', 't2t', 'cait', 'pit', "),
         ("students.vit.heads", 5, "students.vit.heads 5 does not divide width 96; 4 or 6 would"),
         ("students.vit.patch_size", 3, "students.vit.patch_size 3 does not divide data.image_size 8; 2 or 4 would"),
         ("teachers.resnet.depth", 21, "teachers.resnet.depth 21 is not 6n + 2; 20 or 26 would be"),
@@ -88,5 +89,5 @@ def test_a_missing_file_says_where_to_stand(tmp_path):
 
 @pytest.mark.parametrize(("size", "patch"), [(8, 2), (28, 4), (32, 4), (64, 8), (72, 9), (96, 12), (150, 15), (224, 28)])
 def test_the_default_patch_divides_and_leaves_about_64_tokens(size, patch):
-    assert config.default_patch_size(size) == patch
+    assert default_patch_size(size) == patch
     assert size % patch == 0

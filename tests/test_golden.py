@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers import Attention as TimmAttention
+from timm.models.swin_transformer import WindowAttention
 
-from pipeline.models.attention import Attention
+from pipeline.models.attention import Attention, ClassAttention, Locality, LocalWindowAttention, TalkingHeads
 from pipeline.models.resnet import CifarResNet
-from pipeline.models.tokens import ShiftedPatchEmbedding, shifted
+from pipeline.models.t2t import TokenTransformer
+from pipeline.models.tokens import ShiftedPatchEmbedding, ShiftedPatchPooling, shifted
 from pipeline.models.vit import VisionTransformer
+from pipeline.models.zoo import PitAttention, PitPooling
 from pipeline.training.guidance import guidance_loss
 
 FOLDER = Path(os.environ.get("ESPALIER_REFERENCE", "../shared/reference"))
@@ -38,12 +42,15 @@ def renamed(vectors: dict[str, torch.Tensor], prefix: str, names: dict[str, str]
     return found
 
 
-def check(module: torch.nn.Module, vectors: dict[str, torch.Tensor], names: dict[str, str]) -> None:
-    """Same weights, same input: same output, and the same gradients of sum(output ** 2)."""
+def check(module: torch.nn.Module, vectors: dict[str, torch.Tensor], names: dict[str, str], call=None) -> None:
+    """Same weights, same input: same output, and the same gradients of sum(output ** 2).
+
+    call(input): how the module is called on it, where that is not as it is.
+    """
     module.load_state_dict(renamed(vectors, "w.", names) | renamed(vectors, "b.", names), strict=False)
     assert {name for name, _ in module.named_parameters()} == set(renamed(vectors, "w.", names))
     images = vectors["input"].requires_grad_()
-    output = module.eval()(images)
+    output = (call or module.eval())(images)
     torch.testing.assert_close(output, vectors["output"], **TOLERANCE)
     output.square().sum().backward()
     torch.testing.assert_close(images.grad, vectors["grad_input"], rtol=1e-4, atol=1e-4)
@@ -53,6 +60,7 @@ def check(module: torch.nn.Module, vectors: dict[str, torch.Tensor], names: dict
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-3)
 
 
+LSA = {"plain": Locality(), "lsa": Locality.of(True)}
 SPT = {"merging.1": "norm", "merging.2": "projection"}
 ATTENTION = {"to_qkv": "qkv", "to_out.0": "projection"}
 VIT = {
@@ -98,9 +106,65 @@ def test_shifted_patch_embedding(name, patch_size, width):
     check(ShiftedPatchEmbedding(patch_size, 3, width), golden(name), SPT)
 
 
-@pytest.mark.parametrize("local", [False, True])
-def test_attention(local):
-    check(Attention(24, 3, local=local), golden(f"attn_vit_{'lsa' if local else 'plain'}"), ATTENTION)
+@pytest.mark.parametrize("form", LSA)
+def test_attention(form):
+    check(Attention(24, 3, locality=LSA[form]), golden(f"attn_vit_{form}"), ATTENTION)
+
+
+def test_attention_of_pit_is_timms():
+    names = {"to_qkv": "qkv", "to_out.0": "proj"}
+    check(TimmAttention(24, 3, qkv_bias=False), golden("attn_pit_plain"), names)
+
+
+def test_local_attention_of_pit_takes_over_the_weights_of_timms():
+    plain = TimmAttention(24, 3, qkv_bias=False)
+    check(PitAttention(plain, LSA["lsa"]), golden("attn_pit_lsa"), ATTENTION)
+    torch.testing.assert_close(plain.qkv.weight, golden("attn_pit_lsa")["w.to_qkv.weight"])
+
+
+@pytest.mark.parametrize("form", LSA)
+@pytest.mark.parametrize("masked", ["", "masked_"])
+def test_attention_of_swin(form, masked):
+    vectors, module = golden(f"attn_swin_{masked}{form}"), WindowAttention(24, 3, window_size=4)
+    if form == "lsa":
+        module = LocalWindowAttention(module, LSA[form])
+    check(module, vectors, {}, call=lambda windows: module(windows, mask=vectors.get("mask")))
+
+
+CAIT = {"mix_heads_pre_attn": "mix_before", "mix_heads_post_attn": "mix_after", "to_q": "query", "to_kv": "key_value"}
+
+
+@pytest.mark.parametrize("form", LSA)
+def test_attention_of_cait(form):
+    names = {**CAIT, "to_out.0": "projection"}
+    check(TalkingHeads(24, 3, 8, locality=LSA[form]), golden(f"attn_cait_patch_{form}"), names)
+    vectors, module = golden(f"attn_cait_cls_{form}"), ClassAttention(24, 3, 8, locality=LSA[form])
+    check(module, vectors, names, call=lambda token: module(torch.cat([token, vectors["context"]], dim=1)))
+
+
+@pytest.mark.parametrize("form", LSA)
+def test_token_transformer_of_t2t(form):
+    names = {"attn.scale": "scale", "attn.qkv": "qkv", "attn.proj": "projection", "mlp.fc1": "mlp.0", "mlp.fc2": "mlp.2"}
+    check(TokenTransformer(27, 8, locality=LSA[form]), golden(f"t2t_token_transformer_{form}"), names)
+
+
+def on_map(tokens):
+    return tokens.transpose(1, 2).unflatten(2, (6, 6))
+
+
+def test_shifted_patch_pooling():
+    module = ShiftedPatchPooling(24, 48)
+    check(module, golden("spt_pool_nocls"), SPT, call=lambda tokens: module(on_map(tokens)).flatten(1, 2))
+
+
+def test_shifted_patch_pooling_beside_a_class_token():
+    module = PitPooling(24, 48)
+
+    def call(tokens):
+        pooled, class_tokens = module(on_map(tokens[:, 1:]), tokens[:, :1])
+        return torch.cat([class_tokens, pooled.flatten(2).transpose(1, 2)], dim=1)
+
+    check(module, golden("spt_pool_cls"), {"merging.1": "spt.norm", "merging.2": "spt.projection"}, call=call)
 
 
 @pytest.mark.parametrize(("name", "spt", "lsa"), [("plain", 0, 0), ("spt", 1, 0), ("lsa", 0, 1), ("sl", 1, 1)])

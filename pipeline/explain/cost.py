@@ -23,7 +23,10 @@ def of(network: nn.Module, image_shape: Sequence[int]) -> dict[str, float]:
 
 def macs(network: nn.Module, image_shape: Sequence[int]) -> int:
     """Multiply-accumulates of the convolutions and matrix products for one picture, exactly; norms are not counted."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # it cannot follow expanded tokens without grad
         network(_pictures(network, 1, image_shape))
     return counter.get_total_flops() // 2
 

@@ -1,26 +1,66 @@
 """Every network by name, from plain settings.
 
-All networks share one interface, which is timm's: forward, forward_features, forward_head, num_features and
-forward_intermediates(images, indices=...) -> (features, maps), the maps as (B, C, h, w); and default_layers,
-the indices that guidance uses. Adding a network is a settings class in config.py, a module here and two dict entries.
+All networks share one interface, which is timm's: forward, forward_features, forward_head, num_features, head_hidden_size,
+reset_classifier, no_weight_decay, and forward_intermediates(images, indices=...) -> (features, maps), the maps as
+(B, C, h, w); and default_layers, the indices that guidance uses.
+Adding a network is a settings class in pipeline/networks.py, a module here and an entry in NETWORKS.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
-from pipeline.config import Network, Resnet, Vit, default_patch_size
+from pipeline.models import zoo
+from pipeline.models.cct import CompactTransformer
+from pipeline.models.cvt import ConvTransformer
+from pipeline.models.pvt import PyramidTransformer
 from pipeline.models.resnet import CifarResNet
+from pipeline.models.t2t import T2T
+from pipeline.models.tokens import whiten
 from pipeline.models.vit import VisionTransformer
+from pipeline.networks import AnyNetwork
+from pipeline.section import UserError
 
 FEWEST_TOKENS = 16
+WHITENING_PICTURES = 1024
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "vit": VisionTransformer,
+    "hybrid": VisionTransformer,
+    "t2t": T2T,
+    "cait": zoo.Cait,
+    "pit": zoo.Pit,
+    "swin": zoo.Swin,
+    "deit": zoo.Deit,
+    "convit": zoo.Convit,
+    "pvt": PyramidTransformer,
+    "pvt_v2": zoo.PvtV2,
+    "cct": CompactTransformer,
+    "cvt": ConvTransformer,
+    "resnet_cifar": CifarResNet,
+    "resnet": zoo.Resnet,
+    "efficientnet": zoo.Efficientnet,
+}
 
 
-def arguments(network: Network, *, image_shape: list[int], classes: int) -> dict[str, Any]:
-    """The constructor arguments that settings mean for pictures of shape (H, W, C): plain values, fit for a JSON file."""
-    return {"in_chans": image_shape[2], "num_classes": classes, **ARGUMENTS[network.model](network, image_shape[0])}
+def arguments(network: AnyNetwork, *, image_shape: Sequence[int], classes: int) -> dict[str, Any]:
+    """The constructor arguments that settings mean for pictures of shape (H, W, C): plain values, fit for a JSON file.
+
+    Raises UserError where the settings do not fit such pictures; warns where they leave few tokens.
+    """
+    height, width, channels = image_shape
+    if mistakes := network.misfits(height, width):
+        raise UserError("\n".join(f"{network.model}: {mistake}" for mistake in mistakes))
+    tokens = network.tokens(height, width)
+    if tokens is not None and tokens < FEWEST_TOKENS:
+        patch = f"patch_size {network.patch(height, width)}" if hasattr(network, "patch") else f"model {network.model}"
+        picture = f"{height} px" if height == width else f"{height} x {width} px"
+        warnings.warn(f"{patch} leaves {tokens} tokens of a picture of {picture}", stacklevel=2)
+    return {"in_chans": channels, "num_classes": classes, **network.arguments(height, width)}
 
 
 def build(model: str, arguments: dict[str, Any]) -> nn.Module:
@@ -28,26 +68,13 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
     return NETWORKS[model](**arguments)
 
 
-def _vit_arguments(network: Vit, image_size: int) -> dict[str, Any]:
-    patch_size = network.patch_size or default_patch_size(image_size)
-    if (tokens := (image_size // patch_size) ** 2) < FEWEST_TOKENS:
-        warnings.warn(f"patch_size {patch_size} leaves {tokens} tokens of a picture of {image_size} px", stacklevel=3)
-    return {
-        "img_size": image_size,
-        "patch_size": patch_size,
-        "embed_dim": network.width,
-        "depth": network.depth,
-        "num_heads": network.heads,
-        "mlp_ratio": network.mlp_ratio,
-        "spt": network.spt,
-        "lsa": network.lsa,
-        "drop_path_rate": network.drop_path,
-    }
+def fit_to_pictures(network: Any, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], *, seed: int) -> None:
+    """What a fresh network takes from the training pictures (N, H, W, C) uint8: the whitening, where it is asked for.
 
-
-def _resnet_arguments(network: Resnet, _image_size: int) -> dict[str, Any]:
-    return {"depth": network.depth, "width": network.width}
-
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"vit": VisionTransformer, "resnet_cifar": CifarResNet}
-ARGUMENTS: dict[str, Callable[[Any, int], dict[str, Any]]] = {"vit": _vit_arguments, "resnet_cifar": _resnet_arguments}
+    A sample of 1,024 of them, drawn by the seed. Any other network stays as it is.
+    """
+    if not getattr(network, "whitening", False):
+        return
+    chosen = np.random.default_rng(seed).permutation(len(pixels))[:WHITENING_PICTURES]
+    sample = torch.from_numpy(pixels[np.sort(chosen)]).float() / 255
+    whiten(network.patch_embed, ((sample - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2))

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from pipeline.models.base import Classifier
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; where the size or the width changes, the shortcut is a 1x1 convolution."""
@@ -26,7 +28,7 @@ class BasicBlock(nn.Module):
         return self.relu(self.shortcut(maps) + self.branch(maps))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Classifier):
     """Pictures (B, in_chans, H, W) of any size to logits (B, num_classes); depth 6n + 2.
 
     Initialisation: convolutions N(0, 2 / (k k out)), linear N(0, 0.01), BatchNorm 1 and 0.
@@ -36,38 +38,27 @@ class CifarResNet(nn.Module):
         super().__init__()
         blocks = (depth - 2) // 6
         widths = [width, 2 * width, 4 * width]
-        self.num_features, self.num_classes = widths[-1], num_classes
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.num_classes = num_classes
         self.stem = nn.Sequential(nn.Conv2d(in_chans, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.stages = nn.ModuleList(
             _stage(before, after, stride, blocks)
             for before, after, stride in zip([width, *widths], widths, (1, 2, 2), strict=False)
         )
         self.head = nn.Linear(widths[-1], num_classes)
+        self.default_layers = [0, 1, 2]
         self.apply(_initialise)
 
-    @property
-    def default_layers(self) -> list[int]:
-        """The three stages."""
-        return [0, 1, 2]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The maps (B, 4 * width, H / 4, W / 4) after the last stage."""
-        return self.forward_intermediates(images, indices=[])[0]
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, num_classes) from the mean over positions."""
-        return self.head(features.mean((2, 3)))
-
     def forward_intermediates(self, images: Tensor, *, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """What forward_features gives, and the outputs of the stages `indices` as maps (B, C, h, w)."""
+        """The maps (B, 4 * width, H / 4, W / 4) after the last stage, and those of the stages `indices`."""
         features, maps = self.stem(images), []
         for stage in self.stages:
             features = stage(features)
             maps.append(features)
         return features, [maps[index] for index in indices]
+
+    def pooled(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3))
 
 
 def _stage(channels_in: int, channels: int, stride: int, blocks: int) -> nn.Sequential:

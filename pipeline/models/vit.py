@@ -1,42 +1,33 @@
-"""The small-data ViT of Lee et al. 2021 (depth 9, width 192, 12 heads, MLP ratio 2 in their experiments)."""
+"""Plain transformers over one set of tokens; the small-data ViT of Lee et al. 2021 and its relatives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from pipeline.models.attention import Attention
-from pipeline.models.tokens import PatchEmbedding, ShiftedPatchEmbedding
-
-
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drop a picture's residual branch with probability `rate`.
-
-    All workers draw for the whole global batch and each takes its rows, so the same pictures lose the same branches
-    for any number of workers (the engine seeds every step alike on all of them).
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return branch
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-        chances = torch.rand(world, len(branch), device=branch.device)[rank]
-        kept = (chances >= self.rate).to(branch.dtype) / (1 - self.rate)
-        return branch * kept[:, None, None]
+from pipeline.models.attention import PLAIN, Attention, Locality
+from pipeline.models.base import Classifier, DropPath, first_middle_last
+from pipeline.models.tokens import ConvStem, PatchEmbedding, ShiftedPatchEmbedding, behind_stem, sine_cosine
 
 
 class Block(nn.Module):
     """x + attention(LN x), then x + mlp(LN x), over tokens (B, N, width)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, *, lsa: bool, drop_path: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        locality: Locality = PLAIN,
+        latent: Collection[str] = (),
+        rank: int = 64,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         hidden = round(width * mlp_ratio)
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, heads, local=lsa)
+        self.attention = Attention(width, heads, locality=locality, latent=latent, rank=rank)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.drop_path = DropPath(drop_path)
@@ -46,17 +37,81 @@ class Block(nn.Module):
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
-class VisionTransformer(nn.Module):
-    """Square pictures (B, in_chans, img_size, img_size) to logits (B, num_classes).
+class Encoder(Classifier):
+    """Tokens of a picture, class tokens and positions through blocks to logits: what ViT, T2T and CCT share.
 
-    spt: shifted patch tokenization instead of the plain patch embedding; lsa: locality self-attention in every block.
-    Initialisation as in the authors' code: Xavier normal weights, zero biases, class token and positions N(0, 1).
+    patch_embed: pictures to tokens (B, N, width), row by row over `grid`. pool: "token", all class tokens side by side;
+    "avg", the mean of the tokens; "sequence", a learned weighted mean (CCT). A tap is a block's output without class tokens.
+    """
+
+    def __init__(
+        self,
+        patch_embed: nn.Module,
+        blocks: Iterable[nn.Module],
+        *,
+        grid: tuple[int, int],
+        width: int,
+        num_classes: int,
+        class_tokens: int = 1,
+        pool: str = "token",
+        position: Tensor | None = None,
+        stem: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.grid, self.pool = grid, pool
+        self.class_tokens = class_tokens if pool == "token" else 0
+        self.num_features, self.num_classes = width, num_classes
+        self.head_hidden_size = width * max(1, self.class_tokens)
+        self.stem = stem or nn.Identity()
+        self.patch_embed = patch_embed
+        self.cls_token = nn.Parameter(torch.randn(1, self.class_tokens, width)) if self.class_tokens else None
+        self.pos_embed: Tensor | None
+        if position is None or isinstance(position, nn.Parameter):
+            self.pos_embed = position
+        else:
+            self.register_buffer("pos_embed", position, persistent=False)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(width)
+        self.attention_pool = nn.Linear(width, 1) if pool == "sequence" else None
+        self.head = nn.Linear(self.head_hidden_size, num_classes)
+        self.default_layers = first_middle_last(len(self.blocks))
+
+    def forward_intermediates(self, images: Tensor, *, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The normalised tokens (B, class_tokens + N, width), and the blocks `indices` as maps (B, width, h, w)."""
+        tokens = self._embedded(images)
+        maps = {}
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in indices:
+                maps[index] = tokens[:, self.class_tokens :].transpose(1, 2).unflatten(2, self.grid)
+        return self.norm(tokens), [maps[index] for index in indices]
+
+    def pooled(self, features: Tensor) -> Tensor:
+        if self.pool == "token":
+            return features[:, : self.class_tokens].flatten(1)
+        if self.attention_pool is not None:  # Hassani et al. 2021, section 3.2
+            return (self.attention_pool(features).softmax(1) * features).sum(1)
+        return features.mean(1)
+
+    def _embedded(self, images: Tensor) -> Tensor:
+        tokens = self.patch_embed(self.stem(images))
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return tokens if self.pos_embed is None else tokens + self.pos_embed
+
+
+class VisionTransformer(Encoder):
+    """Pictures (B, in_chans, *img_size) to logits (B, num_classes).
+
+    spt: shifted patch tokenization; lsa: locality self-attention, or its "temperature" or "mask" alone; mla: which of
+    query, key and value are latent; stem: channels of convolutions in front (the hybrid).
+    Initialisation as in Lee et al.'s code: Xavier normal weights, zero biases, class tokens and learned positions N(0, 1).
     """
 
     def __init__(
         self,
         *,
-        img_size: int,
+        img_size: int | Sequence[int],
         in_chans: int = 3,
         num_classes: int = 1000,
         patch_size: int = 8,
@@ -65,53 +120,75 @@ class VisionTransformer(nn.Module):
         num_heads: int = 12,
         mlp_ratio: float = 2.0,
         spt: bool = False,
-        lsa: bool = False,
+        spt_directions: str = "diagonal4",
+        spt_ratio: float = 0.5,
+        lsa: bool | str = False,
+        temperature: float = 1.0,
+        mla: Collection[str] = (),
+        mla_rank: int = 64,
+        class_tokens: int = 1,
+        global_pool: str = "token",
+        position: str = "learned",
+        stem: Sequence[int] = (),
+        stem_stride: int = 1,
+        whitening: bool = False,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.num_features, self.num_classes = embed_dim, num_classes
-        self.grid = img_size // patch_size
-        embedding = ShiftedPatchEmbedding if spt else PatchEmbedding
-        self.patch_embed = embedding(patch_size, in_chans, embed_dim)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.randn(1, self.grid**2 + 1, embed_dim))
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, lsa=lsa, drop_path=drop_path_rate) for _ in range(depth)
+        (height, width), channels = behind_stem(img_size, in_chans, stem, stem_stride)
+        grid = height // patch_size, width // patch_size
+        extra = class_tokens if global_pool == "token" else 0
+        embedding: nn.Module = PatchEmbedding(patch_size, channels, embed_dim)
+        if spt:
+            embedding = ShiftedPatchEmbedding(patch_size, channels, embed_dim, directions=spt_directions, ratio=spt_ratio)
+        locality = Locality.of(lsa, temperature)
+
+        def block() -> Block:
+            return Block(
+                embed_dim, num_heads, mlp_ratio, locality=locality, latent=mla, rank=mla_rank, drop_path=drop_path_rate
+            )
+
+        super().__init__(
+            embedding,
+            [block() for _ in range(depth)],
+            grid=grid,
+            width=embed_dim,
+            num_classes=num_classes,
+            class_tokens=class_tokens,
+            pool=global_pool,
+            position=POSITIONS[position](extra, grid, embed_dim),
+            stem=ConvStem(in_chans, stem, stem_stride) if stem else None,
         )
-        self.norm = nn.LayerNorm(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes)
-        self.apply(_initialise)
-
-    @property
-    def default_layers(self) -> list[int]:
-        """First, middle and last block, as in Li et al. 2022 (0, 6, 11 of 12)."""
-        return [0, len(self.blocks) // 2, len(self.blocks) - 1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """The normalised tokens (B, 1 + N, width) after the last block; the class token is the first."""
-        return self.forward_intermediates(images, indices=[])[0]
-
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits (B, num_classes) from the class token."""
-        return self.head(features[:, 0])
-
-    def forward_intermediates(self, images: Tensor, *, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """What forward_features gives, and the output of the blocks `indices` as maps (B, width, h, w) without class token."""
-        tokens = self.patch_embed(images)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.pos_embed
-        maps = {}
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if index in indices:
-                maps[index] = tokens[:, 1:].transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return self.norm(tokens), [maps[index] for index in indices]
+        self.whitening = whitening
+        self.apply(xavier)
 
 
-def _initialise(module: nn.Module) -> None:
+def _learned(extra: int, grid: tuple[int, int], width: int) -> Tensor:
+    return nn.Parameter(torch.randn(1, extra + grid[0] * grid[1], width))
+
+
+def _sine_cosine(extra: int, grid: tuple[int, int], width: int) -> Tensor:
+    """Class tokens have no position."""
+    return torch.cat([torch.zeros(extra, width), sine_cosine(*grid, width)])[None]
+
+
+def xavier(module: nn.Module) -> None:
+    """Xavier normal weights and zero biases of linear layers."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def truncated(module: nn.Module) -> None:
+    """Truncated normal weights of deviation 0.02 and zero biases of linear layers."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+POSITIONS: dict[str, Callable[[int, tuple[int, int], int], Tensor | None]] = {
+    "learned": _learned,
+    "sincos": _sine_cosine,
+    "none": lambda extra, grid, width: None,
+}

@@ -1,0 +1,145 @@
+"""What all networks share: the interface, which is timm's, and feature taps."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers import DropPath as TimmDropPath
+from torch import Tensor, distributed, nn
+
+ToMap = Callable[[Any, Any], Tensor]  # a module's inputs and output -> its map (B, C, h, w)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, drop a picture's residual branch with probability `rate`.
+
+    All workers draw for the whole global batch and each takes its rows, so the same pictures lose the same branches
+    for any number of workers (the engine seeds every step alike on all of them).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+        chances = torch.rand(world, len(branch), device=branch.device)[rank]
+        kept = (chances >= self.rate).to(branch.dtype) / (1 - self.rate)
+        return branch * kept.reshape(-1, *[1] * (branch.ndim - 1))
+
+
+class Classifier(nn.Module):
+    """A network of our own. A subclass gives forward_intermediates, `pooled`, default_layers, num_features and `head`."""
+
+    head: nn.Module
+    num_features: int  # channels of forward_features
+    head_hidden_size: int  # what the head sees
+    num_classes: int
+    default_layers: list[int]  # those that guidance uses
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The tokens or maps after the last layer, as forward_head takes them."""
+        return self.forward_intermediates(images, indices=[])[0]
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes), or what the head sees (B, head_hidden_size)."""
+        pooled = self.pooled(features)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward_intermediates(self, images: Tensor, *, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """What forward_features gives, and the outputs of the layers `indices` as maps (B, C, h, w)."""
+        raise NotImplementedError
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """One vector per picture."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of matrices that should not decay: class tokens and positions."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for another number of classes; 0 for none."""
+        if global_pool is not None:
+            raise ValueError("global_pool is fixed when the network is built")
+        device = next(self.parameters()).device
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.head_hidden_size, num_classes, device=device) if num_classes else nn.Identity()
+
+
+class Tap:
+    """A forward hook that keeps a module's output, as a map, while it is wanted. A copied network has taps of its own."""
+
+    def __init__(self, to_map: ToMap) -> None:
+        self.to_map = to_map
+        self.wanted = False
+        self.map: Tensor | None = None
+
+    def __call__(self, _module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.wanted:
+            self.map = self.to_map(inputs, output)
+
+
+class Tapped(nn.Module):
+    """Put before a network of timm's: a stem in front, our stochastic depth, and taps behind chosen modules.
+
+    Everything else is timm's: initialisation, state names, forward_head, num_features, no_weight_decay, reset_classifier.
+    """
+
+    default_layers: list[int]
+    patch_embed: Any
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Whatever timm's network has."""
+
+    def adopt(self, tapped: Sequence[tuple[nn.Module, ToMap]], default_layers: list[int], stem: nn.Module) -> None:
+        """To be called once the network is built."""
+        self.taps = [Tap(to_map) for _, to_map in tapped]
+        for (module, _), tap in zip(tapped, self.taps, strict=True):
+            module.register_forward_hook(tap)
+        self.default_layers = default_layers
+        self.stem = stem
+        for module in [*self.modules()]:
+            for name, child in module.named_children():
+                if isinstance(child, TimmDropPath):
+                    setattr(module, name, DropPath(child.drop_prob))
+
+    def forward_features(self, images: Tensor, **options: Any) -> Tensor:
+        """The tokens or maps after the last layer, as forward_head takes them; options are timm's."""
+        return super().forward_features(self.stem(images), **options)  # type: ignore[misc]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of matrices that should not decay, by timm; none for a CNN."""
+        return set(getattr(super(), "no_weight_decay", set)())
+
+    def forward_intermediates(self, images: Tensor, *, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """What forward_features gives, and the outputs of the layers `indices` as maps (B, C, h, w)."""
+        taps = [self.taps[index] for index in indices]
+        for tap in taps:
+            tap.wanted = True
+        try:
+            features = self.forward_features(images)
+            return features, [tap.map for tap in taps if tap.map is not None]
+        finally:
+            for tap in taps:
+                tap.wanted, tap.map = False, None
+
+
+def first_middle_last(layers: int) -> list[int]:
+    """As in Li et al. 2022: 0, 6, 11 of 12."""
+    return [0, layers // 2, layers - 1]
+
+
+def rising(rate: float, depth: int) -> list[float]:
+    """Rates of stochastic depth from zero in the first of `depth` blocks to `rate` in the last."""
+    return [rate * block / max(1, depth - 1) for block in range(depth)]
