@@ -6,46 +6,105 @@ in one line each, before anything expensive starts. Nothing heavy is imported.
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import networks
-from pipeline.networks import AnyNetwork, Network
+from pipeline.networks import AnyNetwork, Network, Resnet, Vit  # noqa: F401 (also known here)
 from pipeline.section import Count, Fraction, Probability, Section, UserError
 
 PARAMS = Path("params.yaml")
+DOWNLOADS = ("cifar10", "cifar100", "svhn", "flowers102")  # sources that torchvision knows how to fetch
 
+Policy = Literal["none", "autoaugment_cifar10", "autoaugment_svhn", "autoaugment_imagenet", "randaugment", "trivialaugment"]
+POLICIES = get_args(Policy)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # a part of stage and folder names, where "-" joins two
 
 
 class Data(Section):
     """Where the pictures come from and how they are prepared."""
 
-    source: Literal["digits", "image_folder"]
-    path: str  # the folder of pictures; `digits` needs none
-    image_size: Annotated[int, Field(ge=4, le=1024)]  # height and width in pixels
+    source: Literal[
+        "digits",
+        "image_folder",
+        "parquet",
+        "csv",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "tiny_imagenet",
+        "intel",
+        "chaoyang",
+        "flowers102",
+        "imagenet",
+    ]
+    path: str  # the folder or archive of pictures; `digits` needs none
+    download: bool = False  # fetch what is not there yet into path, where torchvision knows how
+    image_column: str | None = None  # of parquet and csv; null: the one that fits
+    label_column: str | None = None
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None  # height and width in pixels; null: as they are, resized per batch
     validation_fraction: Fraction  # of the training pictures, where the source has no validation split
     test_fraction: Fraction  # of all pictures, where the source has no test split
     split_seed: Annotated[int, Field(ge=0)]
     unreadable: Literal["error", "skip"]  # what to do with pictures that cannot be decoded
+    duplicates: Literal["warn", "drop", "error"] = "warn"  # what to do with pictures of the same content
+    train_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of the training pictures, after the splits are cut
+    train_per_class: Count | None = None  # training pictures of each class, after the splits are cut
+
+    @model_validator(mode="after")
+    def _download_is_known(self) -> "Data":
+        if self.download and self.source not in DOWNLOADS:
+            raise ValueError(f"download is known for {', '.join(DOWNLOADS)}, not for {self.source}; fetch it by hand")
+        return self
+
+    @model_validator(mode="after")
+    def _one_low_data_rule(self) -> "Data":
+        if self.train_fraction is not None and self.train_per_class is not None:
+            raise ValueError("train_fraction and train_per_class are two ways to say one thing; set one of them to null")
+        return self
+
+
+class RandAugment(Section):
+    """RandAugment (Cubuk et al. 2020) in timm's form; the defaults are its "rand-m9-mstd0.5-inc1"."""
+
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 9.0
+    magnitude_std: Annotated[float, Field(ge=0)] = 0.5  # of normal noise on the magnitude
+    operations: Count = 2  # drawn for a picture, one after the other
+    probability: Probability = 0.5  # with which a drawn operation is done
 
 
 class Augmentation(Section):
-    """What happens to the pixels of a training picture, in this order."""
+    """What happens to the pixels of a training picture, in this order, and to pairs of pictures in the end."""
 
     crop_padding: Annotated[int, Field(ge=0)] = 0  # zeros on each side before a random crop of the old size
+    random_resized_crop: Annotated[float, Field(gt=0, le=1)] | None = None  # least area of the part, of the picture's
     horizontal_flip: bool = False
+    policy: Policy = "none"
+    randaugment: RandAugment = RandAugment()  # where it is the policy
     erase_probability: Probability = 0.0
+    erase_mode: Literal["const", "rand", "pixel"] = "const"  # the data's mean, a random colour, or one for each pixel
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    cutmix_alpha: Annotated[float, Field(ge=0)] = 0.0
+    mix_probability: Probability = 1.0  # of a batch, where one of the alphas is given
+    switch_probability: Probability = 0.5  # of cutmix, where both are given
+    repeats: Count = 1  # how often a picture is in a batch, each time augmented anew (Hoffer et al. 2020)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether labels are mixed, and so become probabilities."""
+        return bool(self.mix_probability and (self.mixup_alpha or self.cutmix_alpha))
 
 
 class Training(Section):
     """A recipe. The batch is the global one: it never depends on the number of workers."""
 
     epochs: Count
+    passes_per_epoch: Count = 1  # over all pictures: 3 is what Lee et al. call an epoch with "repeated augmentation"
     batch_size: Count
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None  # pixels, of the batches; null: as the pictures are stored
     optimizer: Literal["adamw", "sgd"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -58,6 +117,16 @@ class Training(Section):
     def _warmup_ends(self) -> "Training":
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_fill_a_batch(self) -> "Training":
+        repeats = self.augmentation.repeats
+        if self.batch_size % repeats:
+            near = nearest_multiples(self.batch_size, repeats)
+            raise ValueError(
+                f"batch_size {self.batch_size} does not hold each picture augmentation.repeats {repeats} times; {near} would"
+            )
         return self
 
 
@@ -101,6 +170,7 @@ class Cluster(Section):
     num_workers: Annotated[int, Field(ge=0)]  # 0: in the process of the stage itself, without Ray
     cpus_per_worker: Count | None = None  # null: all CPUs of this machine, shared out; 1 on a joined cluster
     use_gpu: Literal["auto"] | bool = "auto"
+    data: Literal["auto", "resident", "streaming"] = "auto"  # all training pictures on the device, where they fit, or not
     max_failures: Annotated[int, Field(ge=0)] = 2  # restarts from the last checkpoint after a lost worker
     scratch: str = ".runs"  # unfinished and finished runs, by their identity
     checkpoints: str | None = None  # a folder or URI that all nodes reach; null: in scratch
@@ -213,6 +283,7 @@ def _contradictions(settings: Settings) -> list[str]:
         *_unknown_names(settings),
         *_repeated_names(settings.experiment),
         *_uneven_batches(settings),
+        *_unknown_sizes(settings),
         *(mistake for name, net in settings.students.items() for mistake in _misfits(f"students.{name}", net, settings)),
         *(mistake for name, net in settings.teachers.items() for mistake in _misfits(f"teachers.{name}", net, settings)),
     ]
@@ -243,15 +314,33 @@ def _repeated_names(experiment: Experiment) -> list[str]:
 
 def _uneven_batches(settings: Settings) -> list[str]:
     workers = max(1, settings.cluster.num_workers)
+    mistakes = []
+    for kind, recipe in {"teacher": settings.training.teacher, "student": settings.training.student}.items():
+        shares = 2 * workers if recipe.augmentation.mixes else workers
+        if recipe.batch_size % shares:
+            pairs = ", in the pairs that are mixed," if recipe.augmentation.mixes else ""
+            mistakes.append(
+                f"training.{kind}.batch_size {recipe.batch_size} does not divide{pairs} among cluster.num_workers {workers}; "
+                f"{nearest_multiples(recipe.batch_size, shares)} would"
+            )
+    return mistakes
+
+
+def _unknown_sizes(settings: Settings) -> list[str]:
     recipes = {"teacher": settings.training.teacher, "student": settings.training.student}
     return [
-        f"training.{kind}.batch_size {recipe.batch_size} does not divide among cluster.num_workers {workers}; "
-        f"{recipe.batch_size // workers * workers or workers} or {(recipe.batch_size // workers + 1) * workers} would"
+        f"training.{kind}.image_size is missing: data.image_size is null, so pictures are resized batch by batch; to what?"
         for kind, recipe in recipes.items()
-        if recipe.batch_size % workers
+        if not (recipe.image_size or settings.data.image_size)
     ]
 
 
 def _misfits(where: str, network: AnyNetwork, settings: Settings) -> list[str]:
-    size = settings.data.image_size
-    return [f"{where}.{mistake}" for mistake in network.misfits(size, size)]
+    recipe = settings.training.student if where.startswith("students") else settings.training.teacher
+    size = recipe.image_size or settings.data.image_size
+    return [f"{where}.{mistake}" for mistake in network.misfits(size, size)] if size else []
+
+
+def nearest_multiples(number: int, unit: int) -> str:
+    """The multiples of `unit` next to `number`, which is none, for an error message: "60 or 65"."""
+    return " or ".join(str(multiple) for multiple in (number // unit * unit, (number // unit + 1) * unit) if multiple)

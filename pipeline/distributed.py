@@ -145,7 +145,7 @@ def _in_process(job: Job, cluster: Cluster, place: str, listener: Listener) -> T
         torch.set_num_threads(cluster.cpus_per_worker)
     keeper = Keeper(place, cluster.checkpoint_seconds)
     reporter = LocalReporter(keeper, engine.device_of(cluster.use_gpu), listener)
-    state = loop.train(job, reporter)
+    state = loop.train(job, reporter, residence=cluster.data, loader_threads=cluster.cpus_per_worker)
     return Trained(state.history, state.weights())
 
 
@@ -215,7 +215,13 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
         from ray.util.queue import Queue
 
         events = Queue(actor_options={"num_cpus": 0})
-        config = {"job": ray.put(job), "events": events, "place": place, "checkpoint_seconds": cluster.checkpoint_seconds}
+        config = {
+            "job": ray.put(job),
+            "events": events,
+            "place": place,
+            "checkpoint_seconds": cluster.checkpoint_seconds,
+            "loading": {"residence": cluster.data, "loader_threads": cluster.cpus_per_worker},
+        }
         trainer = _trainer(config, cluster, unused)
         running = _in_thread(trainer.fit)
         while not running.done():
@@ -307,7 +313,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     keeper = Keeper(config["place"], config["checkpoint_seconds"])
     reporter = RayReporter(config["events"], keeper, get_device())
     try:
-        state = loop.train(ray.get(config["job"]), reporter)
+        state = loop.train(ray.get(config["job"]), reporter, **config["loading"])
     except UserError as error:  # a restart would only repeat it
         return {"mistake": str(error)}
     return {"history": state.history, "weights": save(state.weights())}

@@ -1,6 +1,7 @@
 """Outputs that are whole or absent: written aside, then renamed."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -10,10 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.config import UserError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside `path` for a new file or folder, which becomes `path` only when the block ends well."""
+    """A place beside `path` for a new file or folder, which becomes `path` only when the block ends well.
+
+    Raises UserError where the disk has no room.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -21,6 +29,10 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         aside.replace(path)
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise UserError(f"no room to write {path} ({os.strerror(error.errno)}); free some, and run it again") from None
+        raise
     finally:
         shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
 

@@ -10,8 +10,17 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 # What decides the numbers of a training, beside its settings and its data.
-TRAINING_CODE = ("metrics.py", "data/augment.py", "data/batches.py", "models", "networks.py", "training")
-PACKAGES = ("torch", "timm", "numpy")
+TRAINING_CODE = (
+    "metrics.py",
+    "data/augment",
+    "data/batches.py",
+    "data/decode.py",
+    "data/loading.py",
+    "models",
+    "networks.py",
+    "training",
+)
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
 def identity(**parts: Any) -> str:

@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from pipeline import config, files, metrics, tracking
-from pipeline.data import batches, prepared
+from pipeline.data import batches, loading
 from pipeline.explain import cost
 from pipeline.report import figures
 from pipeline.training import engine
@@ -24,16 +24,14 @@ def main() -> None:
     folder = common.place(common.MODELS, args.kind, args.name, args.seed)
     results = common.place(common.RESULTS, args.kind, args.name, args.seed)
     model = load_model(folder, made_by=args.kind)
-    test = prepared.read_split(common.PREPARED / "test.parquet")
     classes = model.config["pretrained_cfg"]["label_names"]
     device = engine.device_of("auto")
     network = model.network().to(device)
     pixels = engine.Pixels.of(model.config["pretrained_cfg"]["mean"], model.config["pretrained_cfg"]["std"], device)
 
-    tensors = torch.tensor(test.pixels, device=device), torch.tensor(test.labels, device=device)
-    counted = engine.evaluate(
-        network, batches.evaluation(*tensors, batch_size=256), pixels, classes=len(classes), precision=torch.float32
-    )
+    test = loading.open_source(loading.pictures(common.PREPARED / "test.arrow", channels=model.image_shape[2]), device)
+    shown = batches.evaluation(test, side=model.image_shape[0], batch_size=256)
+    counted = engine.evaluate(network, shown, pixels, classes=len(classes), precision=torch.float32)
     counts = engine.to_counts(counted, len(classes))
     scores, costs = metrics.summary(counts), cost.of(network, model.image_shape)
     files.write_json(results / "test.json", scores | costs)

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline import config, files, tracking
 from pipeline.config import UserError
-from pipeline.data import prepared
-from pipeline.report import page, tables
+from pipeline.data import loading, prepared
+from pipeline.report import augmentation, page, tables
 from pipeline.report.tables import Result
 from stages import common
 
 
 def main() -> None:
-    experiment, track = config.load("experiment", "tracking")
+    experiment, recipe, track = config.load("experiment", "training.student", "tracking")
     card = prepared.read_card(common.PREPARED)
     results = [_result(kind, name, seed) for kind, name in tables.networks(experiment) for seed in experiment.seeds]
 
@@ -24,7 +25,10 @@ def main() -> None:
     files.write_csv(common.REPORT / "curves.csv", tables.curves(results))
     files.write_csv(common.REPORT / "confusion.csv", tables.confusions(results, card["classes"]))
     files.write(common.REPORT / "table.md", page.markdown(results))
-    files.write(common.REPORT / "index.html", page.render(results, card))
+    pictures = loading.pictures(common.PREPARED / "train.arrow", channels=card["channels"])
+    source = loading.open_source(pictures, torch.device("cpu"))
+    sheet = augmentation.sheet(source, card, recipe, seed=experiment.seeds[0])
+    files.write(common.REPORT / "index.html", page.render(results, card, sheet))
 
     tracking.mark(track, [result.config["espalier"]["identity"] for result in results], tag="in_report")
     for row in rows:

@@ -5,11 +5,11 @@ from typing import Any
 
 from pipeline import distributed, files, models, tracking
 from pipeline.config import Cluster, Guidance, Network, Tracking, Training
-from pipeline.data import batches, prepared
+from pipeline.data import batches, loading, prepared
 from pipeline.identity import identity, versions
 from pipeline.progress import progress
 from pipeline.training.checkpoint import Model, model_config, save_model
-from pipeline.training.loop import Job, Pictures
+from pipeline.training.loop import Job
 from stages import common
 
 CURVE = (
@@ -39,6 +39,7 @@ def train(
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
     card = prepared.read_card(common.PREPARED)
+    card |= {"image_shape": batches.image_shape(card, training)}
     settings = {
         "network": network.model_dump(),
         "training": training.model_dump(),
@@ -49,8 +50,11 @@ def train(
     run = identity(**about, **settings)
     arguments = models.arguments(network, image_shape=card["image_shape"], classes=len(card["classes"]))
     config = model_config(network.model, arguments, card, {**about, **settings, "identity": run, "versions": versions()})
-    job = Job(config, training, seed, _pictures("train"), _pictures("validation"), guidance, teacher)
-    steps = batches.steps_per_epoch(len(job.train.labels), training.batch_size)
+    train, validation = (
+        loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
+    )
+    job = Job(config, training, seed, train, validation, guidance, teacher)
+    steps = batches.steps_per_epoch(len(train.labels), training)
     label = f"{kind}/{name}/{seed}"
 
     with (
@@ -74,11 +78,6 @@ def train(
     files.write_json(results / "training.json", _summary(trained.history))
 
 
-def _pictures(split: str) -> Pictures:
-    stored = prepared.read_split(common.PREPARED / f"{split}.parquet")
-    return Pictures(stored.pixels, stored.labels)
-
-
 def _tags(about: dict[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in about.items()}
 
@@ -95,6 +94,7 @@ def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
         "typical_train_seconds": round(typical, 3),
         "train_images_per_second": round(last["images_seen"] / typical, 1),
         "hardware": last["hardware"],
+        "data": last["data"],
     }
 
 

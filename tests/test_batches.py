@@ -1,38 +1,113 @@
-"""A batch is a function of (seed, epoch, step), for any number of workers."""
+"""A batch is a function of (seed, epoch, step), for any number of workers and wherever the pictures lie."""
+
+import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from pipeline.config import Augmentation, UserError
-from pipeline.data import augment, batches
-from tests.conftest import pictures
+from pipeline.config import POLICIES, Augmentation, UserError
+from pipeline.data import batches, loading
+from pipeline.data.augment.colours import Colours
+from pipeline.data.loading import Encoded, Resident, Source, Stored
+from tests.conftest import pictures, recipe
 
-ALL = Augmentation(crop_padding=2, horizontal_flip=True, erase_probability=0.5)
-PIXELS, LABELS = (torch.from_numpy(part) for part in (pictures(50, 0).pixels, pictures(50, 0).labels))
+DATA = pictures(50, 0)
+LABELS = torch.from_numpy(DATA.labels)
+RESIDENT = Resident(torch.from_numpy(DATA.pixels), LABELS)
+COLOURS = Colours.of([0.5] * 3, [0.25] * 3)
+AUGMENTATIONS = st.builds(
+    Augmentation,
+    crop_padding=st.integers(0, 3),
+    random_resized_crop=st.sampled_from([None, 0.08, 0.5]),
+    horizontal_flip=st.booleans(),
+    policy=st.sampled_from(POLICIES),
+    erase_probability=st.sampled_from([0.0, 0.5]),
+    erase_mode=st.sampled_from(["const", "rand", "pixel"]),
+    mixup_alpha=st.sampled_from([0.0, 0.8]),
+    cutmix_alpha=st.sampled_from([0.0, 1.0]),
+    mix_probability=st.sampled_from([0.5, 1.0]),
+    repeats=st.sampled_from([1, 2, 4]),
+)
 
 
-def epoch(*, world: int = 1, seed: int = 0, number: int = 0) -> list[torch.Tensor]:
+def png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def encoded(threads: int) -> Encoded:
+    files = [png(picture) for picture in DATA.pixels]
+    return Encoded(files.__getitem__, LABELS, channels=3, threads=threads)
+
+
+def epoch(
+    source: Source = RESIDENT, *, world: int = 1, seed: int = 0, number: int = 0, side: int = 8, **changes
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The global batches of an epoch, put together from what each worker gets."""
+    made = recipe(**{"batch_size": 8, **changes})
     shares = [
-        batches.training(PIXELS, LABELS, ALL, batch_size=8, seed=seed, epoch=number, rank=rank, world=world)
+        batches.training(source, made, COLOURS, side=side, classes=3, seed=seed, epoch=number, rank=rank, world=world)
         for rank in range(world)
     ]
-    return [torch.cat([images for images, _ in step]) for step in zip(*shares, strict=True)]
+    return [(torch.cat([i for i, _ in step]), torch.cat([t for _, t in step])) for step in zip(*shares, strict=True)]
 
 
-@pytest.mark.parametrize("world", [2, 4, 8])
-@given(seed=st.integers(0, 2**32 - 1), number=st.integers(0, 1000))
-def test_any_number_of_workers_trains_on_the_same_pixels(world, seed, number):
-    alone, shared = epoch(seed=seed, number=number), epoch(world=world, seed=seed, number=number)
-    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+def same(first: list, second: list) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@settings(max_examples=40)
+@given(AUGMENTATIONS, st.integers(0, 2**32 - 1), st.integers(0, 1000), st.integers(1, 3))
+def test_any_number_of_workers_trains_on_the_same_pixels_and_labels(augmentation, seed, number, passes):
+    made = {"seed": seed, "number": number, "augmentation": augmentation, "passes_per_epoch": passes}
+    alone = epoch(**made)
+    assert same(alone, epoch(**made, world=2)) and same(alone, epoch(**made, world=4))
+
+
+@settings(max_examples=30)
+@given(AUGMENTATIONS, st.sampled_from([1, 2]), st.sampled_from([8, 12]), st.integers(0, 100))
+def test_resident_and_streaming_pictures_are_the_same(augmentation, world, side, number):
+    made = {"augmentation": augmentation, "number": number, "side": side}
+    assert same(epoch(**made), epoch(Stored(DATA.pixels, LABELS), world=world, **made))
+
+
+@settings(max_examples=10)
+@given(AUGMENTATIONS, st.integers(0, 100))
+def test_any_number_of_decoding_threads_gives_the_same_pictures(augmentation, number):
+    made = {"augmentation": augmentation, "number": number, "side": 12}
+    assert same(epoch(encoded(1), **made), epoch(encoded(3), world=2, **made))
+
+
+def test_a_picture_is_the_same_stored_or_encoded():
+    assert same(epoch(), epoch(encoded(2)))
+
+
+@pytest.mark.parametrize("source", [Stored(DATA.pixels, LABELS), encoded(2)])
+def test_reading_ahead_is_bounded(source):
+    asked = []
+
+    def takes():
+        for start in range(0, 50, 5):
+            asked.append(start)
+            yield loading.Take(np.arange(start, start + 5))
+
+    fetched = source.fetch(takes(), loading.Frame(8))
+    assert torch.equal(next(fetched), RESIDENT.pixels[:5].permute(0, 3, 1, 2))
+    assert len(asked) == loading.AHEAD + 1
+    fetched.close()
 
 
 def test_epochs_and_seeds_differ():
-    assert not torch.equal(epoch()[0], epoch(number=1)[0])
-    assert not torch.equal(epoch()[0], epoch(seed=1)[0])
+    assert not torch.equal(epoch()[0][0], epoch(number=1)[0][0])
+    assert not torch.equal(epoch()[0][0], epoch(seed=1)[0][0])
 
 
 @given(st.integers(1, 200), st.integers(0, 2**32 - 1), st.integers(0, 10))
@@ -40,49 +115,53 @@ def test_an_epoch_is_a_permutation(count, seed, number):
     assert sorted(batches.order(count, seed=seed, epoch=number)) == list(range(count))
 
 
+@given(st.integers(8, 100), st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(0, 9))
+def test_no_view_comes_twice_and_passes_meet_every_picture_as_often(count, passes, repeats, number):
+    made = recipe(batch_size=8, passes_per_epoch=passes, augmentation=Augmentation(repeats=repeats))
+    views = batches.plan(count, made, seed=0, epoch=number)
+    assert views.shape == (passes * count // 8, 8)
+    assert len(np.unique(views)) == views.size
+    met = np.bincount(views.ravel() % count, minlength=count)
+    if repeats == 1:
+        assert met.max() <= passes and met.sum() == passes * count // 8 * 8
+
+
+@given(st.sampled_from([1, 2, 4]), st.integers(0, 9))
+def test_repeats_are_in_one_batch_and_differ(repeats, number):
+    made = recipe(batch_size=8, augmentation=Augmentation(repeats=repeats))
+    for views in batches.plan(50, made, seed=0, epoch=number):
+        assert (np.unique(views % 50, return_counts=True)[1] == repeats).all()
+    images, labels = epoch(number=number, augmentation=Augmentation(repeats=2, erase_probability=1.0, erase_mode="pixel"))[0]
+    assert torch.equal(labels[:4], labels[4:]) and not torch.equal(images[:4], images[4:])
+
+
+def test_passes_are_epochs_in_another_order_of_counting():
+    one, three = recipe(batch_size=10), recipe(batch_size=10, passes_per_epoch=3)
+    passes = [batches.plan(50, one, seed=4, epoch=epoch) for epoch in (3, 4, 5)]
+    assert np.array_equal(batches.plan(50, three, seed=4, epoch=1) % 50, np.concatenate(passes))
+
+
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 5))
 def test_an_evaluation_meets_every_picture_once(count, batch_size, world):
-    labels = torch.arange(count)
-    shards = [
-        batches.evaluation(labels[:, None], labels, batch_size=batch_size, rank=rank, world=world) for rank in range(world)
-    ]
+    source = Resident(torch.zeros(count, 4, 4, 1, dtype=torch.uint8), torch.arange(count))
+    shards = [batches.evaluation(source, side=4, batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
     met = [int(label) for shard in shards for _, part in shard for label in part]
     assert sorted(met) == list(range(count))
 
 
+def test_an_evaluation_shows_the_middle_resized():
+    ((whole, _),) = batches.evaluation(RESIDENT, side=16, batch_size=100)
+    expected = Image.fromarray(DATA.pixels[7]).resize((16, 16), Image.Resampling.BICUBIC)
+    assert np.abs(whole[7].numpy().astype(int) - np.asarray(expected)).max() <= 2
+
+
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="batch_size 64 exceeds the 50 training pictures"):
-        batches.steps_per_epoch(50, 64)
+        batches.steps_per_epoch(50, recipe(batch_size=64))
 
 
-def test_random_numbers_are_uniform_and_differ_by_operation_picture_and_draw():
-    numbers = augment.uniform(np.arange(20000), 4, seed=3, epoch=5, operation="crop")
-    assert numbers.shape == (20000, 4) and numbers.min() >= 0 and numbers.max() < 1
-    assert np.abs(np.histogram(numbers, 20, (0, 1))[0] / numbers.size - 0.05).max() < 0.003
-    assert np.abs(np.corrcoef(numbers.T) - np.eye(4)).max() < 0.03
-    other = augment.uniform(np.arange(20000), 4, seed=3, epoch=5, operation="flip")
-    assert abs(np.corrcoef(numbers[:, 0], other[:, 0])[0, 1]) < 0.03
-
-
-@given(st.integers(0, 3), st.integers(0, 2**31))
-def test_a_crop_is_a_window_of_the_padded_picture(padding, seed):
-    images = PIXELS[:6]
-    chances = torch.from_numpy(augment.uniform(np.arange(6), 2, seed=seed, epoch=0, operation="crop"))
-    padded = np.pad(images.numpy(), ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
-    for before, after in zip(padded, augment.crop(images, chances, padding).numpy(), strict=True):
-        windows = [before[y : y + 8, x : x + 8] for y in range(2 * padding + 1) for x in range(2 * padding + 1)]
-        assert any(np.array_equal(window, after) for window in windows)
-
-
-def test_a_flip_mirrors_or_leaves():
-    flipped = augment.flip(PIXELS[:2], torch.tensor([[0.1], [0.9]]), True)
-    assert torch.equal(flipped[0], PIXELS[0].flip(1)) and torch.equal(flipped[1], PIXELS[1])
-
-
-def test_erasing_takes_the_share_of_pictures_and_of_area_that_it_should():
-    images = torch.randint(0, 256, (2000, 16, 16, 1), dtype=torch.uint8)
-    chances = torch.from_numpy(augment.uniform(np.arange(2000), 5, seed=0, epoch=0, operation="erase"))
-    changed = (augment.erase(images, chances, 0.25) != images).float().mean((1, 2, 3))
-    assert abs((changed > 0).float().mean() - 0.25) < 0.03
-    assert 0.15 < changed[changed > 0].mean() < 0.25
-    assert torch.equal(augment.erase(images, chances, 0.0), images)
+@pytest.mark.parametrize(("residence", "kind"), [("auto", Resident), ("resident", Resident), ("streaming", Stored)])
+def test_the_setting_decides_where_pictures_lie(residence: str, kind: Callable):
+    opened = loading.open_source(DATA, torch.device("cpu"), residence=residence)
+    assert isinstance(opened, kind)  # type: ignore[arg-type]
+    assert same(epoch(opened), epoch())

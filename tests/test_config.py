@@ -37,7 +37,8 @@ def test_the_committed_params_are_valid():
         ("experiment.teacher", "resnt", "experiment.teacher names 'resnt', which is not in teachers; known: resnet"),
         ("experiment.seeds", [1, 1], "experiment.seeds holds an entry twice: [1, 1]"),
         ("experiment.seeds", [], "experiment.seeds is []: list should have at least 1 item after validation, not 0"),
-        ("data.source", "cifra", "data.source is 'cifra': input should be 'digits' or 'image_folder'"),
+        ("data.source", "cifra", "data.source is 'cifra': input should be 'digits', 'image_folder', 'parquet'"),
+        ("data.download", True, "data: download is known for cifar10, cifar100, svhn, flowers102, not for digits; fetch it"),
         ("guidance.constant.end_fraction", 0.5, "guidance.constant: end_fraction has no effect on the constant schedule"),
     ],
 )

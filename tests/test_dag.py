@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tests.dependencies import imported, is_code, listed, ours, script
+
 STAGES = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
-SCRIPTS = {name: "evaluate" if name.startswith("evaluate") else name for name in STAGES}
-TEST = "data/prepared/test.parquet"
+TEST = "data/prepared/test.arrow"
 
 LAYERS = [  # a module may import those of earlier lines, and of its own
     "config networks section metrics files identity progress",
-    "data models tracking checkpoints",
+    "data models registry tracking checkpoints",
     "training",
     "explain distributed",
     "report",
@@ -20,42 +21,19 @@ LAYERS = [  # a module may import those of earlier lines, and of its own
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
 HOMES = {  # a third-party package -> the only modules that may import it
-    "pyarrow": {"pipeline/data/prepared.py", "pipeline/checkpoints.py"},
+    "pyarrow": {"pipeline/data/prepared.py", "pipeline/data/sources/parquet.py", "pipeline/checkpoints.py"},
     "mlflow": {"pipeline/tracking.py"},
     "ray": {"pipeline/distributed.py"},
-    "timm": {"pipeline/models/base.py", "pipeline/models/registry.py", "pipeline/models/zoo.py"},
+    "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py"},
     "matplotlib": {"pipeline/report/figures.py"},
+    "torchvision": {
+        "pipeline/data/augment/policies.py",
+        "pipeline/data/sources/download.py",
+        "pipeline/data/sources/matlab.py",
+    },
     "dvc": set(),
 }
 MODULES = sorted(Path("pipeline").rglob("*.py")) + sorted(Path("stages").glob("*.py"))
-
-
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def files_of(name):
-    """The file of a module of ours, and those of the packages around it."""
-    parts = Path(*name.split("."))
-    around = [parent / "__init__.py" for parent in [parts, *parts.parents]]
-    return {file for file in [parts.with_suffix(".py"), *around] if file.exists() and file.stat().st_size}
-
-
-def ours(path):
-    return {file for name in imported(path) for file in files_of(name)}
-
-
-def closure(path):
-    seen, todo = set(), {path, Path("stages/__init__.py")}
-    while todo:
-        seen.add(file := todo.pop())
-        todo |= ours(file) - seen
-    return {str(file) for file in seen}
 
 
 def layer(path):
@@ -74,13 +52,12 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_lists_the_modules_that_the_stage_imports(stage):
-    listed = {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")}
-    assert listed == closure(Path(f"stages/{SCRIPTS[stage]}.py"))
+    assert sorted(filter(is_code, STAGES[stage]["deps"])) == listed(script(stage)), "python -m tests.dependencies mends it"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_lists_the_params_that_the_stage_loads(stage):
-    tree = ast.parse(Path(f"stages/{SCRIPTS[stage]}.py").read_text())
+    tree = ast.parse(script(stage).read_text())
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "config.load"]
     loaded = {ast.unparse(arg).strip("f'\"").split(".")[0] for load in loads for arg in load.args}
     listed = {param.split(".")[0] for param in STAGES[stage].get("params", [])}
@@ -94,7 +71,7 @@ def test_only_evaluate_depends_on_the_test_split(stage):
 
 
 def test_only_evaluate_names_the_test_split_in_its_code():
-    named = [path.stem for path in Path("stages").glob("*.py") if "test.parquet" in path.read_text()]
+    named = [path.stem for path in Path("stages").glob("*.py") if "test.arrow" in path.read_text()]
     assert named == ["evaluate"]
 
 

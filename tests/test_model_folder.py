@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-import pipeline.models.registry  # noqa: F401
+import pipeline.registry  # noqa: F401
 from pipeline import files
 from pipeline.config import UserError
 from pipeline.identity import identity

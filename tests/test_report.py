@@ -4,10 +4,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline.config import Experiment
-from pipeline.report import figures, page, tables
+from pipeline.config import Augmentation, Experiment, UserError
+from pipeline.data import loading
+from pipeline.report import augmentation, figures, page, tables
 from pipeline.report.tables import Result
+from tests.conftest import pictures, recipe
 
 HOSTILE = "<script>alert(1)</script>"
 CARD = {
@@ -18,8 +21,20 @@ CARD = {
     "class_counts": {split: {"$a_b^": 4, HOSTILE: 4} for split in ("train", "validation", "test")},
     "mean": [0.5],
     "std": [0.2],
-    "duplicates": [],
+    "source_sizes": {"smallest": [9, 9], "median": [30, 40], "largest": [300, 400]},
+    "encodings": {
+        "JPEG": {
+            "pictures": 19,
+            "modes": {"CMYK": 1, "RGB": 18},
+            "quality": {"least": 75, "median": 90, "most": 95},
+            "subsampling": {"4:2:0": 19},
+        },
+        "PNG": {"pictures": 1, "modes": {"L": 1}},
+    },
+    "duplicates": {"across": [["train: a", f"test: {HOSTILE}"]], "within": [], "conflicting": []},
+    "dropped": [],
     "unreadable": [],
+    "problems": [f"the same picture is in several splits, 1 times: train: a = test: {HOSTILE}"],
     "fingerprint": "f",
 }
 
@@ -50,6 +65,10 @@ RESULTS = [
 ]
 
 
+def sheet() -> figures.Figure:
+    return figures.contact_sheet({"as it is": np.eye(8, dtype=np.uint8)[None, ..., None].repeat(2, 0)}, CARD["classes"], {})
+
+
 def test_rows_are_means_and_spreads_over_seeds():
     teacher, alone, guided = tables.comparison(RESULTS)
     assert teacher["test_accuracy_spread"] is None and teacher["seeds"] == 1
@@ -74,18 +93,42 @@ def test_confusions_add_up_over_seeds():
 
 
 def test_the_page_is_whole_and_escapes_what_it_is_given():
-    text = page.render(RESULTS, CARD)
+    text = page.render(RESULTS, CARD, sheet())
     assert HOSTILE not in text and "&lt;script&gt;" in text
-    assert text.count("<svg") == 2 + 3 and "2.8 M" in text and "189.5 M" in text and "± 14.1" in text and "+20 %" in text
+    assert text.count("<svg") == 2 + 3 + 1 and "2.8 M" in text and "189.5 M" in text and "± 14.1" in text and "+20 %" in text
     outside = re.findall(r'(?:src|href)="(?!#|data:)([^"]+)"', text)
     assert not outside, "the page must need nothing but itself"
 
 
+def test_the_page_tells_what_the_data_card_tells():
+    text = page.render(RESULTS, CARD, sheet())
+    for told in (
+        "JPEG 19 (CMYK, RGB, quality about 75 to 95, 4:2:0); PNG 1 (L)",
+        "9 x 9 to 300 x 400, median 30 x 40",
+        "1 across, 0 within, 0 conflicting; 0 dropped",
+        "<b>Warning:</b> the same picture is in several splits, 1 times",
+    ):
+        assert told in text
+
+
 def test_equal_results_make_an_equal_page():
-    assert page.render(RESULTS, CARD) == page.render(RESULTS, CARD)
+    assert page.render(RESULTS, CARD, sheet()) == page.render(RESULTS, CARD, sheet())
 
 
 @pytest.mark.parametrize("classes", [2, 12, 40, 200])
 def test_a_confusion_of_any_number_of_classes_is_drawn(classes):
     names = [f"class with a long name {index}" for index in range(classes)]
     assert figures.svg(figures.confusion(np.eye(classes, dtype=int), names, title="x")).startswith("<svg")
+
+
+def test_a_contact_sheet_shows_every_picture_and_every_mixed_label(tmp_path):
+    mixed = recipe(augmentation=Augmentation(crop_padding=1, mixup_alpha=1.0))
+    card = {**CARD, "classes": ["cat", "dog", "emu"], "channels": 3, "mean": [0.5] * 3, "std": [0.2] * 3}
+    drawn = augmentation.sheet(loading.open_source(pictures(20, 0), torch.device("cpu")), card, mixed, seed=0)
+    cells = drawn.get_axes()
+    assert len(cells) == augmentation.PICTURES * (1 + augmentation.EPOCHS)
+    assert any("0." in cell.get_xlabel() and "\n" in cell.get_xlabel() for cell in cells)
+    figures.write(drawn, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"sheet.docx: its ending names no format of pictures; known: .*png"):
+        figures.write(drawn, tmp_path / "sheet.docx")

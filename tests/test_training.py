@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from pipeline import distributed, metrics
 from pipeline.config import Guidance, UserError
+from pipeline.data import loading
 from pipeline.training import engine, guidance, loop, optim
-from pipeline.training.checkpoint import Model
+from pipeline.training.checkpoint import Model, State
 from tests.conftest import RESNET, SL_VIT, cluster, job, numbers, recipe, teacher
 
 CONSTANT = Guidance(beta=2.5, schedule="constant")
@@ -35,6 +36,11 @@ def fit(made: loop.Job, scratch: Path, *, stop_after: int | None = None, **chang
 
     where = cluster(scratch=str(scratch), **changes)
     return distributed.fit(made, where, identity="run", listener=distributed.Listener(epoch=on_epoch))
+
+
+def fresh_state(made: loop.Job) -> State:
+    cpu = torch.device("cpu")
+    return loop._fresh(made, cpu, loading.open_source(made.train, cpu))
 
 
 def same(first: distributed.Trained, second: distributed.Trained) -> bool:
@@ -137,7 +143,7 @@ def test_projections_are_trained_and_checkpointed(tmp_path):
     made = job(guidance=CONSTANT, teacher=teacher())
     keeper = distributed.Keeper(str(tmp_path), seconds=0)
     reporter = distributed.LocalReporter(keeper, torch.device("cpu"), distributed.Listener())
-    fresh = loop._fresh(made, torch.device("cpu")).projections.state_dict()
+    fresh = fresh_state(made).projections.state_dict()
     state = loop.train(made, reporter)
     again = loop.train(made, reporter)  # only restores
     trained = state.projections.state_dict()
@@ -181,6 +187,13 @@ def test_a_batch_that_is_too_large_is_one_line(tmp_path):
         fit(job(training=recipe(batch_size=71)), tmp_path)
 
 
+def test_whitening_draws_its_pictures_by_the_seed():
+    made = job(SL_VIT.model_copy(update={"spt": False, "whitening": True}))
+    weights = [fresh_state(dataclasses.replace(made, seed=seed)).network.patch_embed.state_dict() for seed in (0, 0, 1)]
+    assert torch.equal(weights[0]["projection.weight"], weights[1]["projection.weight"])
+    assert not torch.equal(weights[0]["projection.weight"], weights[2]["projection.weight"])
+
+
 def test_seeds_differ(tmp_path):
     assert not same(fit(job(seed=0), tmp_path / "0"), fit(job(seed=1), tmp_path / "1"))
 
@@ -208,7 +221,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(warmup, rest, 
 
 def test_weight_decay_spares_norms_biases_tokens_and_scales():
     made = job()
-    network = loop._fresh(made, torch.device("cpu")).network
+    network = fresh_state(made).network
     decayed, spared = optim.parameter_groups([network], weight_decay=0.1)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     assert {names[id(p)].split(".")[-1] for p in decayed["params"]} == {"weight"}
@@ -219,6 +232,7 @@ def test_weight_decay_spares_norms_biases_tokens_and_scales():
 @given(st.integers(1, 80), st.integers(1, 30), st.integers(1, 4))
 def test_an_evaluation_adds_up_over_any_shards(count, batch_size, world):
     from pipeline.data import batches
+    from pipeline.data.loading import Resident
 
     torch.manual_seed(count)
     pixels, labels = torch.randint(0, 256, (count, 2, 2, 1), dtype=torch.uint8), torch.randint(0, 6, (count,))
@@ -226,7 +240,7 @@ def test_an_evaluation_adds_up_over_any_shards(count, batch_size, world):
     scale = engine.Pixels.of([0.5], [0.25], torch.device("cpu"))
 
     def counted(rank, of, size):
-        shard = batches.evaluation(pixels, labels, batch_size=size, rank=rank, world=of)
+        shard = batches.evaluation(Resident(pixels, labels), side=2, batch_size=size, rank=rank, world=of)
         return engine.evaluate(network, shard, scale, classes=6, precision=torch.float32)
 
     whole = metrics.summary(engine.to_counts(counted(0, 1, 1000), 6))

@@ -10,11 +10,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.models import zoo
 from pipeline.models.cct import CompactTransformer
 from pipeline.models.cvt import ConvTransformer
 from pipeline.models.pvt import PyramidTransformer
@@ -28,23 +25,36 @@ from pipeline.section import UserError
 FEWEST_TOKENS = 16
 WHITENING_PICTURES = 1024
 
+
+def _zoo(name: str) -> Callable[..., nn.Module]:
+    """A network of timm's, whose import takes seconds and waits until it is wanted."""
+
+    def build(**arguments: Any) -> nn.Module:
+        from pipeline.models import zoo
+
+        return getattr(zoo, name)(**arguments)
+
+    return build
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "vit": VisionTransformer,
     "hybrid": VisionTransformer,
     "t2t": T2T,
-    "cait": zoo.Cait,
-    "pit": zoo.Pit,
-    "swin": zoo.Swin,
-    "deit": zoo.Deit,
-    "convit": zoo.Convit,
+    "cait": _zoo("Cait"),
+    "pit": _zoo("Pit"),
+    "swin": _zoo("Swin"),
+    "deit": _zoo("Deit"),
+    "convit": _zoo("Convit"),
     "pvt": PyramidTransformer,
-    "pvt_v2": zoo.PvtV2,
+    "pvt_v2": _zoo("PvtV2"),
     "cct": CompactTransformer,
     "cvt": ConvTransformer,
     "resnet_cifar": CifarResNet,
-    "resnet": zoo.Resnet,
-    "efficientnet": zoo.Efficientnet,
+    "resnet": _zoo("Resnet"),
+    "efficientnet": _zoo("Efficientnet"),
 }
+CLASSIFIERS = {"swin": "head.fc", "resnet": "fc", "efficientnet": "classifier"}  # the last linear layer, where it is not `head`
 
 
 def arguments(network: AnyNetwork, *, image_shape: Sequence[int], classes: int) -> dict[str, Any]:
@@ -68,13 +78,10 @@ def build(model: str, arguments: dict[str, Any]) -> nn.Module:
     return NETWORKS[model](**arguments)
 
 
-def fit_to_pictures(network: Any, pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], *, seed: int) -> None:
-    """What a fresh network takes from the training pictures (N, H, W, C) uint8: the whitening, where it is asked for.
+def fit_to_pictures(network: Any, sample: Callable[[int], Tensor]) -> None:
+    """What a fresh network takes from the training pictures: the whitening, where it is asked for.
 
-    A sample of 1,024 of them, drawn by the seed. Any other network stays as it is.
+    sample(count) gives so many of them as the network sees them, (count, C, H, W). Any other network stays as it is.
     """
-    if not getattr(network, "whitening", False):
-        return
-    chosen = np.random.default_rng(seed).permutation(len(pixels))[:WHITENING_PICTURES]
-    sample = torch.from_numpy(pixels[np.sort(chosen)]).float() / 255
-    whiten(network.patch_embed, ((sample - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2))
+    if getattr(network, "whitening", False):
+        whiten(network.patch_embed, sample(WHITENING_PICTURES))

@@ -55,13 +55,29 @@ class Tempered(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """softmax(scale * query key^T) value over (B, heads, N, head width), without self-attention where it is masked.
 
-        One fused kernel: a learned temperature is folded into the query, a constant one is the kernel's own.
+        One fused kernel. A learned temperature is already in the query, from `projected`; a constant one is the kernel's own.
         """
         mask = self_mask(query, query.shape[2]) if self.locality.mask else None
+        scale = 1.0 if self.locality.learned else self.first_scale
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+    def projected(self, qkv: nn.Module, tokens: Tensor) -> Tensor:
+        """Query, key and value side by side, (B, N, 3 * inner width), a learned temperature folded into the query.
+
+        Into its weights where they are one matrix, which is far less to multiply than the queries of a batch.
+        """
         if not self.locality.learned:
-            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.first_scale)
-        query = query * self.scale.to(query.dtype)[:, None, None]
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+            return qkv(tokens)
+        if not isinstance(qkv, nn.Linear):
+            out = qkv(tokens)
+            return out * self._factor(out.shape[-1]).to(out.dtype)
+        factor = self._factor(qkv.out_features)
+        return F.linear(tokens, qkv.weight * factor[:, None], None if qkv.bias is None else qkv.bias * factor)
+
+    def _factor(self, count: int) -> Tensor:
+        """(count,): the scale of its head for every channel of the query, one for those of key and value."""
+        query = self.scale.repeat_interleave(count // 3 // len(self.scale))
+        return torch.cat([query, query.new_ones(count - len(query))])
 
 
 class LatentProjections(nn.Module):
@@ -93,7 +109,8 @@ class Attention(Tempered):
         self.set_scale(heads, width // heads, locality)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        mixed = self.attend(*self.query_key_value(tokens))
+        query, key, value = _heads(self.projected(self.qkv, tokens), 3, self.heads)
+        mixed = self.attend(query, key, value)
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, tokens: Tensor) -> Tensor:

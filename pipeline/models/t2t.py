@@ -26,7 +26,7 @@ class TokenTransformer(Tempered):
         self.set_scale(1, width_in, locality)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = self.qkv(self.norm1(tokens))[:, None].chunk(3, dim=-1)
+        query, key, value = self.projected(self.qkv, self.norm1(tokens))[:, None].chunk(3, dim=-1)
         mixed = self.projection(self.attend(query, key, value)) + value
         return mixed[:, 0] + self.mlp(self.norm2(mixed[:, 0]))
 

@@ -55,8 +55,6 @@ class ShiftedPatchEmbedding(nn.Module):
     linear map of the copies is one linear map of that square, and LayerNorm's mean and variance are weighted ones.
     """
 
-    share: Tensor  # of each pixel of the square in the mean: how many copies read it, over all that is read
-
     def __init__(
         self, patch_size: int, channels: int, width: int, *, directions: str = "diagonal4", ratio: float = 0.5
     ) -> None:
@@ -66,41 +64,44 @@ class ShiftedPatchEmbedding(nn.Module):
         inputs = (1 + len(DIRECTIONS[directions])) * patch_size * patch_size * channels
         self.norm = nn.LayerNorm(inputs)
         self.projection = nn.Linear(inputs, width)
-        self.register_buffer("share", self._on_square(torch.full((1, inputs), 1 / inputs))[0], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.grid(images).flatten(1, 2)
 
     def grid(self, images: Tensor) -> Tensor:
         """The tokens in their places, (B, h, w, width)."""
-        squares = self._squares(images)
-        with torch.autocast(images.device.type, enabled=False):
-            centred = squares - (squares @ self.share)[..., None]
-            deviation = torch.rsqrt(centred.square() @ self.share + self.norm.eps)
+        padded = F.pad(images, (self.shift,) * 4)
+        mean, variance = self._moments(padded)
+        side = self.patch_size + 2 * self.shift
+        windows = padded.unfold(2, side, self.patch_size).unfold(3, side, self.patch_size)
+        squares = windows.permute(0, 2, 3, 1, 4, 5).flatten(3) - mean
         weight = self._on_square(self.projection.weight * self.norm.weight)
         bias = self.projection.bias + self.projection.weight @ self.norm.bias
-        return F.linear(centred, weight) * deviation[..., None] + bias
+        return F.linear(squares, weight) * torch.rsqrt(variance + self.norm.eps) + bias
 
     def inputs(self, images: Tensor) -> Tensor:
         """What the linear map sees by the plain formula, (B, N, (1 + copies) * size * size * C)."""
         return self.norm(patches(shifted(images, self.shift, self.directions), self.patch_size))
 
-    def _squares(self, images: Tensor) -> Tensor:
-        """The square around each patch, (B, h, w, C * side * side)."""
-        side = self.patch_size + 2 * self.shift
-        padded = F.pad(images, (self.shift,) * 4).to(self.share.dtype)
-        windows = padded.unfold(2, side, self.patch_size).unfold(3, side, self.patch_size)
-        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
+    def _moments(self, padded: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of all that the copies read, each (B, h, w, 1); summed in float64, so that little is lost."""
+        exact = padded.to(torch.float64)
+        both = torch.stack([exact.mean(1), exact.square().mean(1)], dim=1)
+        height, width = (side - 2 * self.shift for side in padded.shape[2:])
+        seen = [both[:, :, top : top + height, left : left + width] for top, left in self._places()]
+        mean, square = (sum(F.avg_pool2d(each, self.patch_size) for each in seen) / len(seen)).unbind(1)  # type: ignore[union-attr]
+        return mean[..., None].to(padded.dtype), (square - mean.square())[..., None].to(padded.dtype)
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Top and left of the picture and its copies in the padded picture."""
+        return [(self.shift * (1 + down), self.shift * (1 + right)) for down, right in ((0, 0), *DIRECTIONS[self.directions])]
 
     def _on_square(self, weight: Tensor) -> Tensor:
         """Weights (out, inputs) of the copies' pixels, added up where copies read the same one: (out, C * side * side)."""
-        size, shift = self.patch_size, self.shift
-        copies = weight.reshape(len(weight), size, size, -1, self.channels).permute(3, 0, 4, 1, 2)
-        places = [(shift * (1 + down), shift * (1 + right)) for down, right in ((0, 0), *DIRECTIONS[self.directions])]
-        side = size + 2 * shift
+        size, rest = self.patch_size, 2 * self.shift
+        copies = weight.unflatten(1, (size, size, -1, self.channels)).permute(3, 0, 4, 1, 2)
         placed = (
-            F.pad(copy, (left, side - size - left, top, side - size - top))
-            for copy, (top, left) in zip(copies, places, strict=True)
+            F.pad(copy, (left, rest - left, top, rest - top)) for copy, (top, left) in zip(copies, self._places(), strict=True)
         )
         return torch.stack([*placed]).sum(0).flatten(1)
 

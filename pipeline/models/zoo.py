@@ -13,7 +13,8 @@ from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from torch import Tensor, nn
 
 from pipeline.models.attention import Attention, ClassAttention, Locality, LocalWindowAttention, TalkingHeads
-from pipeline.models.base import Tapped, first_middle_last
+from pipeline.models.base import first_middle_last
+from pipeline.models.tapped import Tapped
 from pipeline.models.tokens import ConvStem, ShiftedPatchEmbedding, ShiftedPatchPooling, behind_stem
 from pipeline.models.vit import truncated
 

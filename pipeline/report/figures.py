@@ -2,11 +2,15 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+
+from pipeline import files
+from pipeline.config import UserError
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -66,10 +70,36 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], *, title: str) -> Figu
 def _name_classes(axes: mpl.axes.Axes, classes: Sequence[str]) -> None:
     if len(classes) > MOST_NAMED_CLASSES:
         return
-    short = [name if len(name) <= 16 else f"{name[:15]}…" for name in classes]
+    short = [_short(name) for name in classes]
     upright = max(len(name) for name in short) <= 2
     axes.set_xticks(range(len(classes)), short, rotation=0 if upright else 90, fontsize=7)
     axes.set_yticks(range(len(classes)), short, fontsize=7)
+
+
+def contact_sheet(columns: Mapping[str, np.ndarray], rows: Sequence[str], captions: Mapping[str, Sequence[str]]) -> Figure:
+    """Pictures on a grid, one row each, and under some of them a caption.
+
+    columns: title -> (R, H, W, C) uint8. rows: R names. captions: title -> R texts.
+    """
+    with mpl.rc_context({**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
+        figure = Figure(figsize=(1.1 * len(columns), 1.2 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for column, (title, images) in enumerate(columns.items()):
+            grid[0, column].set_title(title, fontsize=8)
+            for row, image in enumerate(images):
+                axes = grid[row, column]
+                axes.imshow(
+                    image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+                )
+                axes.set(xticks=[], yticks=[])
+                axes.set_xlabel(captions.get(title, [""] * len(rows))[row], fontsize=6, labelpad=1, linespacing=0.9)
+        for row, name in enumerate(rows):
+            grid[row, 0].set_ylabel(_short(name), fontsize=7)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else f"{name[:15]}…"
 
 
 def svg(figure: Figure) -> str:
@@ -78,3 +108,12 @@ def svg(figure: Figure) -> str:
     with mpl.rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def write(figure: Figure, path: Path) -> None:
+    """The figure as a file, in the format that its ending names. Raises UserError for another."""
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise UserError(f"{path}: its ending names no format of pictures; known: {', '.join(sorted(formats))}")
+    with files.replacing(path) as aside:
+        figure.savefig(aside, format=path.suffix.removeprefix("."), dpi=150)

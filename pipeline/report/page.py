@@ -12,20 +12,22 @@ from pipeline.report import figures, tables
 from pipeline.report.tables import Result
 
 
-def render(results: Sequence[Result], card: dict[str, Any]) -> str:
-    """The page for these results, all over the same prepared data."""
+def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figures.Figure) -> str:
+    """The page for these results, all over the same prepared data; the sheet shows what students were trained on."""
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters |= FILTERS
     groups = tables.by_network(results)
     return environment.get_template("page.html").render(
         rows=tables.comparison(results),
         card=card,
+        facts=tables.data_facts(card),
         machine=" and ".join(sorted({str(result.training["hardware"]) for result in results})),
         seeds=sorted({result.seed for result in results}),
         test_pictures=card["counts"]["test"],
         curves=Markup(figures.svg(_curves(groups, "val_accuracy", "validation accuracy"))),
         losses=Markup(figures.svg(_curves(groups, "val_loss", "validation loss (nats)"))),
         confusions=[Markup(figures.svg(_confusion(network, group, card))) for network, group in groups.items()],
+        contact_sheet=Markup(figures.svg(contact_sheet)),
         settings=[_settings(network, group[0]) for network, group in groups.items()],
         versions=results[0].config["espalier"]["versions"],
     )

@@ -99,3 +99,39 @@ def confusions(results: Sequence[Result], classes: list[str]) -> list[dict[str, 
         for network, group in by_network(results).items()
         for row in metrics.confusion_rows(sum(result.confusion for result in group), classes)  # type: ignore[arg-type]
     ]
+
+
+def data_facts(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the data card tells, in words: one row per fact."""
+    sizes = {name: " x ".join(map(str, pixels)) for name, pixels in card["source_sizes"].items()}
+    duplicates = ", ".join(f"{len(groups)} {kind}" for kind, groups in card["duplicates"].items())
+    stored = " x ".join(map(str, card["image_shape"])) if card["image_shape"] else "each as its owner encoded it"
+    return [
+        ("source", card["source"]),
+        ("pictures", ", ".join(f"{count:,} {split}" for split, count in card["counts"].items())),
+        ("classes", f"{len(card['classes'])}; {_range_of_classes(card['class_counts']['train'])}"),
+        ("as their owner has them", "; ".join(_encoding(name, found) for name, found in card["encodings"].items())),
+        ("height x width, px", f"{sizes['smallest']} to {sizes['largest']}, median {sizes['median']}"),
+        ("as stored", stored),
+        ("mean of train, in [0, 1]", ", ".join(f"{value:.4f}" for value in card["mean"])),
+        ("standard deviation", ", ".join(f"{value:.4f}" for value in card["std"])),
+        ("duplicates", f"{duplicates}; {len(card['dropped'])} dropped"),
+        ("unreadable", f"{len(card['unreadable'])} skipped"),
+        ("fingerprint", card["fingerprint"]),
+    ]
+
+
+def _range_of_classes(counts: dict[str, int]) -> str:
+    least, most = min(counts.values()), max(counts.values())
+    return f"{least:,} training pictures each" if least == most else f"{least:,} to {most:,} training pictures each"
+
+
+def _encoding(name: str, found: dict[str, Any]) -> str:
+    """Of one file format: "JPEG 50,000 (RGB, quality about 75, 4:2:0)"."""
+    quality = found.get("quality")
+    told = list(found["modes"])
+    if quality:
+        span = {quality["least"], quality["most"]}
+        told.append(f"quality about {' to '.join(map(str, sorted(span)))}")
+        told += [kind for kind in found["subsampling"] if kind]
+    return f"{name} {found['pictures']:,} ({', '.join(told)})"

@@ -112,7 +112,7 @@ def model_config(name: str, arguments: dict[str, Any], card: dict[str, Any], pro
             "crop_pct": 1.0,
             "num_classes": len(card["classes"]),
             "label_names": card["classes"],
-            "classifier": "head",
+            "classifier": models.CLASSIFIERS.get(name, "head"),
         },
         "espalier": provenance,
     }

@@ -46,7 +46,10 @@ class Objective:
     precision: torch.dtype
 
     def __call__(self, images: Tensor, labels: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        """The loss, and the sums (4,): cross entropy, guidance loss, correct pictures, pictures."""
+        """The loss, and the sums (4,): cross entropy, guidance loss, correct pictures, pictures.
+
+        labels: classes (B,), or probabilities (B, K) of mixed pictures, of which the likeliest class counts as correct.
+        """
         inputs = self.pixels(images)
         guidance = torch.zeros((), device=inputs.device)
         with autocast(inputs.device, self.precision):
@@ -56,7 +59,7 @@ class Objective:
                 logits, maps = self.model(inputs)
                 guidance = guidance_loss(maps, self.teacher(inputs))
         entropy = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        correct = (logits.argmax(1) == labels).sum()
+        correct = (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
         count = len(labels)
         sums = torch.stack([entropy.detach() * count, guidance.detach() * count, correct, correct.new_tensor(count)])
         return entropy + beta * guidance, sums

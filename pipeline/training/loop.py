@@ -6,7 +6,6 @@ It knows only a small Reporter, so that the same loop runs in this process, unde
 import logging
 import platform
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -19,21 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import metrics, models
 from pipeline.config import Guidance, Training, UserError
-from pipeline.data import batches
+from pipeline.data import batches, loading
+from pipeline.data.augment.colours import Colours
+from pipeline.data.augment.geometry import Frame
+from pipeline.data.loading import Pictures, Source
 from pipeline.training import engine, guidance, optim
 from pipeline.training.checkpoint import Damaged, Model, State
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 512  # pictures at once; has no effect on any number
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Pixels (N, H, W, C) uint8 and labels (N,) int64, perhaps read-only and shared with other workers of the node."""
-
-    pixels: np.ndarray
-    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,16 @@ class Job:
     validation: Pictures
     guidance: Guidance | None = None
     teacher: Model | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of what the network sees."""
+        channels, height, width = self.config["pretrained_cfg"]["input_size"]
+        return height, width, channels
+
+    @property
+    def classes(self) -> int:
+        return len(self.config["pretrained_cfg"]["label_names"])
 
 
 class Reporter(Protocol):
@@ -66,13 +70,18 @@ class Reporter(Protocol):
         """So many pictures more were trained on, over all workers."""
 
 
-def train(job: Job, reporter: Reporter) -> State:
+def train(job: Job, reporter: Reporter, *, residence: str = "auto", loader_threads: int | None = None) -> State:
     """Run the epochs that are left. The network's weights at the end are those of the last epoch.
 
+    residence and loader_threads say where the pictures lie meanwhile and who decodes them (`loading.open_source`).
     Raises UserError where the loss is no longer a number.
     """
-    state = _continued(job, reporter)
-    data = [_on_device(pictures, reporter.device) for pictures in (job.train, job.validation)]
+    data = [
+        loading.open_source(pictures, reporter.device, residence=residence, threads=loader_threads)
+        for pictures in (job.train, job.validation)
+    ]
+    state = _continued(job, reporter, data[0])
+    logger.info("training pictures: %s, validation pictures: %s", *(source.name for source in data))
     guided = guidance.guided_epochs(job.guidance, job.training.epochs) if job.guidance else 0
     objective = None
     for epoch in range(len(state.history), job.training.epochs):
@@ -84,28 +93,36 @@ def train(job: Job, reporter: Reporter) -> State:
     return state
 
 
-def _continued(job: Job, reporter: Reporter) -> State:
+def _continued(job: Job, reporter: Reporter, source: Source) -> State:
     """The state of the newest checkpoint that can be read, or a fresh one."""
     for content in reporter.checkpoints():
-        state = _fresh(job, reporter.device)
+        state = _fresh(job, reporter.device, source)
         try:
             state.restore(content)
             return state
         except Damaged as error:
             logger.warning("a checkpoint is damaged (%s); going back to the one before", error)
-    return _fresh(job, reporter.device)
+    return _fresh(job, reporter.device, source)
 
 
-def _fresh(job: Job, device: torch.device) -> State:
+def _fresh(job: Job, device: torch.device, source: Source) -> State:
     """The network as its seed initialises it, the same with guidance as without."""
     torch.manual_seed(job.seed)
     network = models.build(job.config["architecture"].removeprefix("espalier_"), job.config["model_args"])
+    models.fit_to_pictures(network, partial(_sample, job, source))
     projections: nn.Module = nn.ModuleList()
     if job.guidance and job.teacher:
-        teacher, shape = _teacher(job.teacher), job.train.pixels.shape[1:]
-        projections = guidance.projections(network, teacher, job.guidance, image_shape=shape, seed=job.seed)
+        teacher = _teacher(job.teacher)
+        projections = guidance.projections(network, teacher, job.guidance, image_shape=job.image_shape, seed=job.seed)
     network, projections = network.to(device), projections.to(device)
     return State(network, projections, optim.build([network, projections], job.training))
+
+
+def _sample(job: Job, source: Source, count: int) -> Tensor:
+    """So many training pictures (count, C, H, W) as the network sees them, drawn by the seed."""
+    rows = np.random.default_rng(job.seed).permutation(len(source.labels))[:count]
+    (images,) = source.fetch([loading.Take(np.sort(rows))], Frame(job.image_shape[0]))
+    return _pixels(job, torch.device("cpu"))(images.permute(0, 2, 3, 1).cpu())
 
 
 def _teacher(model: Model) -> guidance.Teacher:
@@ -131,27 +148,21 @@ def _objective(job: Job, state: State, reporter: Reporter, *, with_teacher: bool
     )
 
 
+def _colours(job: Job, device: torch.device) -> Colours:
+    preprocessing = job.config["pretrained_cfg"]
+    return Colours.of(preprocessing["mean"], preprocessing["std"], device)
+
+
 def _pixels(job: Job, device: torch.device) -> engine.Pixels:
     preprocessing = job.config["pretrained_cfg"]
     return engine.Pixels.of(preprocessing["mean"], preprocessing["std"], device)
-
-
-def _on_device(pictures: Pictures, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The whole split as tensors, on the CPU without a copy."""
-    return _tensor(pictures.pixels).to(device), _tensor(pictures.labels).to(device)
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    with warnings.catch_warnings():  # torch cannot keep a read-only array from being written to; nothing here does
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
 
 
 def _epoch(
     job: Job,
     state: State,
     objective: engine.Objective,
-    data: list[tuple[Tensor, Tensor]],
+    data: list[Source],
     reporter: Reporter,
     *,
     epoch: int,
@@ -159,7 +170,7 @@ def _epoch(
 ) -> dict[str, Any]:
     """Train and validate once; the facts of this epoch, over all workers. Loss in nats a picture, time in seconds."""
     recipe, started = job.training, time.perf_counter()
-    steps = batches.steps_per_epoch(len(job.train.labels), recipe.batch_size)
+    steps = batches.steps_per_epoch(len(job.train.labels), recipe)
     learning_rate = partial(
         optim.learning_rate_at,
         peak=recipe.learning_rate,
@@ -170,9 +181,11 @@ def _epoch(
     sums = engine.train_epoch(
         objective,
         batches.training(
-            *data[0],
-            recipe.augmentation,
-            batch_size=recipe.batch_size,
+            data[0],
+            recipe,
+            _colours(job, reporter.device),
+            side=job.image_shape[0],
+            classes=job.classes,
             seed=job.seed,
             epoch=epoch,
             rank=reporter.rank,
@@ -203,19 +216,20 @@ def _epoch(
         "train_seconds": seconds,
         "images_per_second": images / seconds,
         "hardware": hardware(reporter),
+        "data": data[0].name,
     }
 
 
-def validate(job: Job, network: nn.Module, data: tuple[Tensor, Tensor], reporter: Reporter) -> dict[str, float]:
+def validate(job: Job, network: nn.Module, source: Source, reporter: Reporter) -> dict[str, float]:
     """The summary over the validation split, the same for any number of workers."""
     if reporter.world > 1:  # BatchNorm statistics are each worker's own; the first worker's are kept
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)
-    classes = len(job.config["pretrained_cfg"]["label_names"])
-    shard = batches.evaluation(*data, batch_size=EVALUATION_BATCH, rank=reporter.rank, world=reporter.world)
+    where = {"rank": reporter.rank, "world": reporter.world}
+    shard = batches.evaluation(source, side=job.image_shape[0], batch_size=EVALUATION_BATCH, **where)
     precision = engine.precision_of(job.training.precision, reporter.device)
-    counted = engine.evaluate(network, shard, _pixels(job, reporter.device), classes=classes, precision=precision)
-    return metrics.summary(engine.to_counts(_over_workers(counted, reporter), classes))
+    counted = engine.evaluate(network, shard, _pixels(job, reporter.device), classes=job.classes, precision=precision)
+    return metrics.summary(engine.to_counts(_over_workers(counted, reporter), job.classes))
 
 
 def hardware(reporter: Reporter) -> str:
