@@ -92,7 +92,7 @@ def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
 
 
 def interval(correct: float, pictures: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy that so many of so many pictures leave (Wilson 1927)."""
+    """The 95 % interval of an accuracy that so many correct of so many pictures leave (Wilson 1927)."""
     share, z2 = correct / pictures, NORMAL_95**2
     centre = share + z2 / (2 * pictures)
     half = NORMAL_95 * math.sqrt(share * (1 - share) / pictures + z2 / (4 * pictures**2))

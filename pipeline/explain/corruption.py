@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 NOISE = (0.04, 0.08, 0.12, 0.18, 0.26)  # standard deviation, of the range of pixels
-BLUR = (0.01, 0.015, 0.02, 0.03, 0.04)  # standard deviation, of the picture's height
+BLUR = (0.015, 0.02, 0.03, 0.045, 0.06)  # standard deviation, of the picture's height
 CONTRAST = (0.6, 0.4, 0.3, 0.2, 0.1)  # of the distance to the picture's mean
 QUALITY = (50, 25, 18, 10, 7)  # of JPEG
 STRENGTHS = range(1, 6)
