@@ -39,6 +39,7 @@ def train(
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
     card = prepared.read_card(common.PREPARED)
+    stored_size = card["image_shape"] and card["image_shape"][0]
     card |= {"image_shape": batches.image_shape(card, training)}
     settings = {
         "network": network.model_dump(),
@@ -49,7 +50,8 @@ def train(
     about = {"kind": kind, "name": name, "seed": seed, "data_fingerprint": card["fingerprint"]}
     run = identity(**about, **settings)
     arguments = models.arguments(network, image_shape=card["image_shape"], classes=len(card["classes"]))
-    config = model_config(network.model, arguments, card, {**about, **settings, "identity": run, "versions": versions()})
+    provenance = {**about, **settings, "identity": run, "versions": versions(), "stored_size": stored_size}
+    config = model_config(network.model, arguments, card, provenance)
     train, validation = (
         loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
     )

@@ -15,7 +15,7 @@ LAYERS = [  # a module may import those of earlier lines, and of its own
     "config networks section metrics files identity progress",
     "data models registry tracking checkpoints",
     "training",
-    "explain distributed",
+    "explain distributed prediction",
     "report",
     "stages",
 ]
