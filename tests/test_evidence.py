@@ -115,7 +115,7 @@ def test_the_answer_is_made_from_the_pairs():
     assert evidence.of_interest(rows) == wanted
     numbers = [(0.1, 0.05, 0.15, 0.01, 0.02), (0.05, -0.01, 0.11, 0.2, 0.2), (-0.1, -0.2, -0.05, 0.001, 0.003)]
     guidance, teacher = evidence.answer(rows, [Pair(*pair, *each) for pair, each in zip(wanted, numbers, strict=True)])
-    assert "Of 2 guided students, 1 are better" in guidance and "0 worse, and 1 cannot be told" in guidance
+    assert "Of 2 guided students, one is better" in guidance and "none is worse, and one is not to be told" in guidance
     assert (
         "guided/vit-early is better than unguided/vit: +10.0 points (95 %: +5.0 to +15.0), at +21 % training time." in guidance
     )

@@ -120,16 +120,20 @@ def _of_guidance(pairs: Sequence[Pair], rows: Mapping[str, dict[str, Any]]) -> l
         return []
     told = max(pairs, key=lambda pair: rows[pair.first]["val_accuracy"])
     cost = rows[told.first]["guidance_extra_cost"]
-    price = "" if cost is None else f", at {100 * cost:+.0f} % training time"
+    price = "" if cost is None else f", at {signed(100 * cost, 0)} % training time"
     one = f"{told.first} {told.verdict} {told.second}: {_points(told)}{price}."
     if len(pairs) == 1:
         return [one]
-    counts = {verdict: sum(pair.verdict == verdict for pair in pairs) for verdict in ("is better than", "is worse than")}
-    rest = len(pairs) - sum(counts.values())
+    better, worse = (_count(sum(pair.verdict == verdict for pair in pairs)) for verdict in ("is better than", "is worse than"))
+    rest = _count(sum(pair.verdict == "cannot be told from" for pair in pairs))
     return [
-        f"Of {len(pairs)} guided students, {counts['is better than']} are better than the same student unguided, "
-        f"{counts['is worse than']} worse, and {rest} cannot be told from it; the one that is best on validation, {one}"
+        f"Of {len(pairs)} guided students, {better} better than the same student unguided, {worse} worse, and {rest} "
+        f"not to be told from it; the one that is best on validation, {one}"
     ]
+
+
+def _count(number: int) -> str:
+    return "none is" if number == 0 else "one is" if number == 1 else f"{number} are"
 
 
 def _of_teacher(pair: Pair, rows: Mapping[str, dict[str, Any]]) -> str:
@@ -141,4 +145,11 @@ def _of_teacher(pair: Pair, rows: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _points(pair: Pair) -> str:
-    return f"{100 * pair.difference:+.1f} points (95 %: {100 * pair.low:+.1f} to {100 * pair.high:+.1f})"
+    difference, low, high = (signed(100 * value) for value in (pair.difference, pair.low, pair.high))
+    return f"{difference} points (95 %: {low} to {high})"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """+1.2, −1.2, and 0.0 without a sign."""
+    text = f"{abs(value):.{digits}f}"
+    return text if not float(text) else f"{'+' if value > 0 else '−'}{text}"

@@ -58,11 +58,9 @@ def mistakes(
 
 
 def profile(insights: Mapping[str, Insight], key: str) -> dict[str, list[float]]:
-    """Of each network that has it, the numbers by layer; of several numbers a layer, the first."""
-    lines = {
-        network: insight[key].reshape(len(insight[key]), -1)[:, 0] for network, insight in insights.items() if key in insight
-    }
-    return {network: values[np.isfinite(values)].tolist() for network, values in lines.items() if np.isfinite(values).any()}
+    """The numbers by layer of each network, of several a layer the first; an empty list for a network without."""
+    first = {name: insight[key].reshape(len(insight[key]), -1)[:, 0] for name, insight in insights.items() if key in insight}
+    return {name: first[name][np.isfinite(first[name])].tolist() if name in first else [] for name in insights}
 
 
 def likeness(insights: Mapping[str, Insight], teacher: str) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from pipeline import files
 from pipeline.config import UserError
 
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]  # Okabe and Ito 2008
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -23,12 +24,12 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "axes.edgecolor": "#888888",
-    "axes.prop_cycle": cycler(color=["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "svg.hashsalt": "espalier",
     "text.parse_math": False,  # a class may be named "$"
 }
 LINES = {"teacher": ":", "unguided": "--", "guided": "-"}
-HEAT = "viridis"  # as the lines' colours (Okabe and Ito), told apart by colour-blind people too
+HEAT = "viridis"  # told apart by colour-blind people too
 MOST_NUMBERED_CLASSES = 12
 MOST_NAMED_CLASSES = 30
 
@@ -57,19 +58,22 @@ def learning_curves(
 
 
 def profiles(lines: Mapping[str, Sequence[float]], *, x: str, y: str, reference: float | None = None) -> Figure:
-    """One line per network over its layers, and what all of them would be without what is shown, if there is such a value."""
+    """One line per network over its layers, of the colour that `learning_curves` gives it; none for an empty one.
+
+    reference: what the value would be without what is shown.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 3.2), layout="constrained")
         axes = figure.subplots()
-        for network, values in lines.items():
-            axes.plot(
-                range(1, len(values) + 1), values, LINES[network.split("/")[0]], marker="o", markersize=3.5, label=network
-            )
+        for index, (network, values) in enumerate(lines.items()):
+            if values:
+                style, colour = LINES[network.split("/")[0]], COLOURS[index % len(COLOURS)]
+                axes.plot(range(1, len(values) + 1), values, style, color=colour, marker="o", markersize=3.5, label=network)
         if reference is not None:
             axes.axhline(reference, color="#888888", linewidth=1, linestyle=(0, (1, 2)))
         axes.set(xlabel=x, ylabel=y)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=7)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
     return figure
 
 
@@ -172,7 +176,7 @@ def heat(maps: np.ndarray) -> np.ndarray:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"
+    return "\n".join(line if len(line) <= 16 else f"{line[:15]}…" for line in name.split("\n"))
 
 
 def svg(figure: Figure) -> str:

@@ -97,14 +97,15 @@ def _explained(results: dict[str, Result], classes: list[str]) -> dict[str, Any]
     answers = {network: result.answers for network, result in results.items()}
     teacher = next(iter(results))
     attention = explanations.attention(insights, answers, classes)
-    temperatures = {name: line for name, line in explanations.profile(insights, "temperature").items() if set(line) != {1.0}}
+    temperatures = explanations.profile(insights, "temperature")
+    learned = {name: [] if set(line) == {1.0} else line for name, line in temperatures.items()}
     distances, divergences = (explanations.profile(insights, key) for key in ("distance", "divergence"))
     likeness = explanations.likeness(insights, teacher)
     return {
         "saliency": figures.image(explanations.saliency(insights, answers, classes)),
         "attention": attention and figures.image(attention),
         "mistakes": figures.image(explanations.mistakes(insights, answers, classes)),
-        "temperature": _profile(temperatures, "temperature, in sqrt(head width)", reference=1.0),
+        "temperature": _profile(learned, "temperature, in sqrt(head width)", reference=1.0),
         "divergence": _profile(divergences, "divergence from uniform (nats)"),
         "distance": _profile(distances, "attention distance (pixels)"),
         "teacher": teacher,
@@ -114,7 +115,9 @@ def _explained(results: dict[str, Result], classes: list[str]) -> dict[str, Any]
 
 
 def _profile(lines: dict[str, list[float]], label: str, *, reference: float | None = None) -> Markup | None:
-    return Markup(figures.svg(figures.profiles(lines, x="layer", y=label, reference=reference))) if lines else None
+    return (
+        Markup(figures.svg(figures.profiles(lines, x="layer", y=label, reference=reference))) if any(lines.values()) else None
+    )
 
 
 def _curves(groups: dict[str, list[Result]], key: str, label: str) -> figures.Figure:
@@ -139,7 +142,7 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _signed_percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.0f} %"
+    return "–" if value is None else f"{evidence.signed(100 * value, 0)} %"
 
 
 def _count(value: float) -> str:
@@ -156,4 +159,10 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-FILTERS = {"percent": _percent, "signed_percent": _signed_percent, "count": _count, "duration": _duration}
+FILTERS = {
+    "percent": _percent,
+    "signed_percent": _signed_percent,
+    "count": _count,
+    "duration": _duration,
+    "signed": evidence.signed,
+}
