@@ -8,6 +8,7 @@ from pipeline.config import Cluster, Guidance, Network, Tracking, Training
 from pipeline.data import batches, loading, prepared
 from pipeline.identity import identity, versions
 from pipeline.progress import progress
+from pipeline.training import selection
 from pipeline.training.checkpoint import Model, model_config, save_model
 from pipeline.training.loop import Job
 from stages import common
@@ -22,6 +23,8 @@ CURVE = (
     "guidance_loss",
     "val_loss",
     "val_accuracy",
+    "val_ema_loss",
+    "val_ema_accuracy",
 )
 
 
@@ -40,6 +43,10 @@ def train(
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
     card = prepared.read_card(common.PREPARED)
     stored_size = card["image_shape"] and card["image_shape"][0]
+    train, validation = (
+        loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
+    )
+    training = batches.budgeted(training, len(train.labels))
     card |= {"image_shape": batches.image_shape(card, training)}
     settings = {
         "network": network.model_dump(),
@@ -52,9 +59,6 @@ def train(
     arguments = models.arguments(network, image_shape=card["image_shape"], classes=len(card["classes"]))
     provenance = {**about, **settings, "identity": run, "versions": versions(), "stored_size": stored_size}
     config = model_config(network.model, arguments, card, provenance)
-    train, validation = (
-        loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
-    )
     job = Job(config, training, seed, train, validation, guidance, teacher)
     steps = batches.steps_per_epoch(len(train.labels), training)
     label = f"{kind}/{name}/{seed}"
@@ -76,20 +80,20 @@ def train(
         save_model(folder, Model(config, trained.weights))
         tracked.artifacts(folder, "model")
     results = common.place(common.RESULTS, kind, name, seed)
-    files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE} for row in trained.history])
-    files.write_json(results / "training.json", _summary(trained.history))
+    files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE if key in row} for row in trained.history])
+    files.write_json(results / "training.json", _summary(trained.history, training))
 
 
 def _tags(about: dict[str, Any]) -> dict[str, str]:
     return {key: str(value) for key, value in about.items()}
 
 
-def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(history: list[dict[str, Any]], training: Training) -> dict[str, Any]:
     seconds, typical = sum(row["train_seconds"] for row in history), _typical_seconds(history)
     last = history[-1]
     return {
-        "val_accuracy": last["val_accuracy"],
-        "val_loss": last["val_loss"],
+        "result": training.result,
+        **selection.chosen(history, training),
         "train_loss": last["train_loss"],
         "images_seen": last["images_seen"],
         "train_seconds": round(seconds, 3),

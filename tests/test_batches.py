@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.config import POLICIES, Augmentation, UserError
-from pipeline.data import batches, loading
+from pipeline.data import batches, loading, prepared
 from pipeline.data.augment.colours import Colours
 from pipeline.data.loading import Encoded, Resident, Source, Stored
 from tests.conftest import pictures, recipe
@@ -33,6 +34,14 @@ AUGMENTATIONS = st.builds(
     mix_probability=st.sampled_from([0.5, 1.0]),
     repeats=st.sampled_from([1, 2, 4]),
 )
+
+
+def split_file(folder: Path, *, stored: bool) -> Path:
+    """DATA as prepare stores it: pixels, or the files as their owner encoded them."""
+    names, contents = [str(row) for row in range(50)], map(png, DATA.pixels)
+    pixels = [prepared.pixel_table(DATA.pixels, DATA.labels, names)]
+    prepared.write_split(folder / "train.arrow", pixels if stored else prepared.encoded_tables(contents, DATA.labels, names))
+    return folder / "train.arrow"
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -165,3 +174,45 @@ def test_the_setting_decides_where_pictures_lie(residence: str, kind: Callable):
     opened = loading.open_source(DATA, torch.device("cpu"), residence=residence)
     assert isinstance(opened, kind)  # type: ignore[arg-type]
     assert same(epoch(opened), epoch())
+
+
+@pytest.mark.parametrize("residence", ["auto", "resident", "streaming"])
+@pytest.mark.parametrize("carried", [0, 2**30])
+def test_a_split_that_is_carried_is_the_same_as_one_that_is_opened(residence, carried, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "CARRIED_BYTES", carried)
+    pictures = loading.pictures(split_file(tmp_path, stored=True), channels=3)
+    assert (pictures.pixels is None) == (carried == 0)
+    assert same(epoch(loading.open_source(pictures, torch.device("cpu"), residence=residence)), epoch())
+
+
+def test_encoded_pictures_are_decoded_and_cannot_be_resident(tmp_path):
+    pictures = loading.pictures(split_file(tmp_path, stored=False), channels=3)
+    assert same(epoch(loading.open_source(pictures, torch.device("cpu"))), epoch())
+    with pytest.raises(UserError, match="cluster.data is resident, but data.image_size is null"):
+        loading.open_source(pictures, torch.device("cpu"), residence="resident")
+
+
+def test_a_file_that_vanished_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "CARRIED_BYTES", 0)
+    pictures = loading.pictures(split_file(tmp_path, stored=True), channels=3)
+    (tmp_path / "train.arrow").unlink()
+    with pytest.raises(UserError, match="train.arrow is missing"):
+        loading.open_source(pictures, torch.device("cpu"))
+
+
+def test_what_does_not_fit_is_streamed(monkeypatch):
+    monkeypatch.setattr(loading, "FREE_SHARE", 0.0)
+    assert isinstance(loading.open_source(DATA, torch.device("cpu")), Stored)
+
+
+@given(st.integers(16, 500), st.integers(1, 10**5), st.integers(1, 3))
+def test_a_budget_of_images_is_the_fewest_whole_epochs_that_see_them(count, images, passes):
+    made = recipe(epochs=0, images=images, passes_per_epoch=passes, warmup_epochs=0)
+    epochs, seen = batches.budgeted(made, count).epochs, batches.plan(count, made, seed=0, epoch=0).size
+    assert (epochs - 1) * seen < images <= epochs * seen
+    assert batches.budgeted(recipe(), count) == recipe()
+
+
+def test_a_budget_that_ends_in_the_warm_up_is_refused():
+    with pytest.raises(UserError, match="images 100 are 2 epochs; warmup_epochs 2 must be less"):
+        batches.budgeted(recipe(epochs=0, images=100, warmup_epochs=2), 64)

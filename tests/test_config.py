@@ -28,18 +28,39 @@ def test_the_committed_params_are_valid():
         ("teachers.resnet.depth", 21, "teachers.resnet.depth 21 is not 6n + 2; 20 or 26 would be"),
         ("training.student.learning_rate", -1.0, "training.student.learning_rate is -1.0: input should be greater than 0"),
         ("training.student.epochs", "many", "training.student.epochs is 'many': input should be a valid integer"),
+        ("training.student.images", 5000, "training.student: the budget is either epochs (here 24) or images (here 5000)"),
         ("training.student.warmup_epochs", 24, "training.student: warmup_epochs 24 must be less than epochs 24"),
         (
             "cluster.num_workers",
             5,
             "training.teacher.batch_size 64 does not divide among cluster.num_workers 5; 60 or 65 would",
         ),
+        (
+            "training.student.augmentation",
+            {"mixup_alpha": 0.8},
+            "training.student.batch_size 63 does not divide, in the pairs that are mixed, among cluster.num_workers 1; 62 or",
+        ),
+        (
+            "training.student.augmentation",
+            {"repeats": 4},
+            "training.student: batch_size 63 does not hold each picture augmentation.repeats 4 times; 60 or 64 would",
+        ),
+        (
+            "training.student.augmentation",
+            {"policy": "autoaugment"},
+            "training.student.augmentation.policy is 'autoaugment': input should be 'none', 'autoaugment_cifar10'",
+        ),
+        (
+            "training.student.augmentation",
+            {"randaugment": {"magnitud": 5}},
+            "unknown key 'training.student.augmentation.randaugment.magnitud'; did you mean 'magnitude'?",
+        ),
         ("experiment.teacher", "resnt", "experiment.teacher names 'resnt', which is not in teachers; known: resnet"),
         ("experiment.seeds", [1, 1], "experiment.seeds holds an entry twice: [1, 1]"),
         ("experiment.seeds", [], "experiment.seeds is []: list should have at least 1 item after validation, not 0"),
         ("data.source", "cifra", "data.source is 'cifra': input should be 'digits', 'image_folder', 'parquet'"),
         ("data.download", True, "data: download is known for cifar10, cifar100, svhn, flowers102, not for digits; fetch it"),
-        ("guidance.constant.end_fraction", 0.5, "guidance.constant: end_fraction has no effect on the constant schedule"),
+        ("guidance.constant.end_fraction", 0.5, "guidance.constant: end_fraction has no effect on schedule constant"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(params, path, value, line):
@@ -48,6 +69,8 @@ def test_a_mistake_is_one_line_that_names_it(params, path, value, line):
     for parent in parents:
         section = section[parent]
     section[key] = value
+    if key == "augmentation":
+        section["batch_size"] = 63
     with pytest.raises(UserError) as error:
         config.parse(params)
     lines = str(error.value).splitlines()
@@ -92,3 +115,47 @@ def test_a_missing_file_says_where_to_stand(tmp_path):
 def test_the_default_patch_divides_and_leaves_about_64_tokens(size, patch):
     assert default_patch_size(size) == patch
     assert size % patch == 0
+
+
+LEE = {  # reference/notes.md section 4: mixing of half of the batches, three passes an epoch
+    "passes_per_epoch": 3,
+    "augmentation": {
+        "horizontal_flip": True,
+        "crop_padding": 4,
+        "policy": "autoaugment_cifar10",
+        "erase_probability": 0.25,
+        "mixup_alpha": 1.0,
+        "cutmix_alpha": 1.0,
+        "mix_probability": 0.5,
+    },
+}
+LI = {  # the same, section 5.7: small pictures shown at 224 pixels
+    "image_size": 224,
+    "augmentation": {
+        "random_resized_crop": 0.08,
+        "horizontal_flip": True,
+        "policy": "randaugment",
+        "erase_probability": 0.25,
+        "erase_mode": "pixel",
+    },
+}
+HOFFER = {"augmentation": {"repeats": 4, "policy": "randaugment", "randaugment": {"magnitude": 7, "magnitude_std": 0}}}
+
+
+@pytest.mark.parametrize("recipe", [LEE, LI, HOFFER], ids=["Lee et al.", "Li et al.", "repeated augmentation"])
+def test_the_recipes_of_the_papers_can_be_written(params, recipe):
+    params["training"]["student"] |= recipe | {"batch_size": 128}
+    assert config.parse(params).training.student.augmentation.model_dump(exclude_unset=True) == recipe["augmentation"]
+
+
+def test_pictures_of_any_size_need_a_size_to_be_shown_at(params):
+    params["data"]["image_size"] = None
+    params["training"]["teacher"]["image_size"] = 32
+    with pytest.raises(UserError, match=r"^params.yaml: training.student.image_size is missing: data.image_size is null"):
+        config.parse(params)
+    params["training"]["student"]["image_size"] = 33
+    params["students"]["vit"]["patch_size"] = 4
+    with pytest.raises(
+        UserError, match=r"^params.yaml: students.vit.patch_size 4 does not divide training.student.image_size 33"
+    ):
+        config.parse(params)

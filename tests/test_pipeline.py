@@ -78,7 +78,11 @@ def test_the_dag_gives_models_metrics_and_a_report(project):
         assert 0.1 < float(row["test_accuracy"]) <= 1
         folder = project / "models" / row["network"] / "0"
         assert (folder / "model.safetensors").is_file() and json.loads((folder / "config.json").read_text())["espalier"]
-    assert (project / "report/index.html").read_text().count("<svg") == 2 + len(table)
+        results = project / "results" / row["network"] / "0"
+        assert len((results / "predictions.csv").read_text().splitlines()) == 1 + 359
+        assert f"local-dir:models/{row['network']}/0" in (results / "README.md").read_text()
+    text = (project / "report/index.html").read_text()
+    assert text.count('<img class="sheet"') == 3 and "than the same student unguided" in text
 
 
 def test_nothing_but_the_lock_is_new_to_git(project):
@@ -115,7 +119,9 @@ def test_the_runs_are_in_mlflow_one_per_network_with_curves_and_test_metrics(pro
         assert one.info.status == "FINISHED" and "test/accuracy" in one.data.metrics
         steps = [point.step for point in client.get_metric_history(one.info.run_id, "val/accuracy")]
         assert steps == sorted(set(steps)) and len(steps) in (2, 4)
-        assert {"model", "confusion.png"} <= {entry.path for entry in client.list_artifacts(one.info.run_id)}
+        assert {"model", "confusion.png", "explanation.png", "predictions.csv"} <= {
+            entry.path for entry in client.list_artifacts(one.info.run_id)
+        }
 
 
 def test_a_changed_student_trains_that_student_alone(project):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import distributed, metrics
-from pipeline.config import Guidance, UserError
+from pipeline.config import Augmentation, Guidance, UserError
 from pipeline.data import loading
 from pipeline.training import engine, guidance, loop, optim
 from pipeline.training.checkpoint import Model, State
@@ -178,7 +178,9 @@ def test_a_teacher_of_another_size_gives_guidance(tmp_path):
 
 
 def test_a_diverging_training_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"the training loss is nan in epoch \d; a lower learning_rate may help"):
+    with pytest.raises(
+        UserError, match=r"^the training loss is no number from step \d on \(epoch 1, learning rate .+\); a lower"
+    ):
         fit(job(training=recipe(optimizer="sgd", learning_rate=1e30, warmup_epochs=0)), tmp_path)
 
 
@@ -198,7 +200,7 @@ def test_seeds_differ(tmp_path):
     assert not same(fit(job(seed=0), tmp_path / "0"), fit(job(seed=1), tmp_path / "1"))
 
 
-@given(st.integers(1, 400), st.sampled_from(["constant", "linear", "cosine"]), st.floats(0, 10))
+@given(st.integers(1, 400), st.sampled_from(["constant", "linear", "cosine", "step"]), st.floats(0, 10))
 def test_beta_starts_whole_never_rises_and_is_zero_from_its_end(end_step, schedule, beta):
     setting = Guidance(beta=beta, schedule=schedule, end_fraction=None if schedule == "constant" else 0.5)
     values = [guidance.beta_at(step, setting, end_step=end_step) for step in range(end_step + 2)]
@@ -212,10 +214,11 @@ def test_decays_have_their_shape():
     assert guidance.beta_at(1, cosine, end_step=4) == pytest.approx(1 + math.sqrt(0.5))
 
 
-@given(st.integers(0, 50), st.integers(1, 200), st.floats(1e-6, 10))
-def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_zero(warmup, rest, peak):
-    rates = [optim.learning_rate_at(s, peak=peak, warmup_steps=warmup, total_steps=warmup + rest) for s in range(warmup + rest)]
-    assert rates[warmup] == peak == max(rates) and min(rates) > 0
+@given(st.integers(0, 50), st.integers(1, 200), st.floats(1e-6, 10), st.sampled_from(list(optim.SCHEDULES)), st.floats(0, 1))
+def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_its_floor(warmup, rest, peak, schedule, floor):
+    setting = recipe(learning_rate=peak, warmup_epochs=warmup, epochs=warmup + rest, schedule=schedule, floor_fraction=floor)
+    rates = [optim.learning_rate_at(step, setting, steps_per_epoch=1) for step in range(warmup + rest)]
+    assert rates[warmup] == pytest.approx(peak) == max(rates) and min(rates[warmup:]) >= floor * peak > 0 or floor == 0
     assert rates[: warmup + 1] == sorted(rates[: warmup + 1]) and rates[warmup:] == sorted(rates[warmup:], reverse=True)
 
 
@@ -271,3 +274,45 @@ def test_metrics_by_hand():
 
 def test_stochastic_depth_is_part_of_these_laws():
     assert SL_VIT.drop_path > 0
+
+
+MIXED = Augmentation(mixup_alpha=0.8, cutmix_alpha=1.0, policy="randaugment", repeats=2)
+
+
+def test_a_mixed_training_learns_resumes_and_is_guided_alike(tmp_path):
+    made = job(training=recipe(augmentation=MIXED, passes_per_epoch=2, image_size=12), guidance=EARLY, teacher=teacher())
+    unbroken = fit(made, tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        fit(made, tmp_path / "resumed", stop_after=2)
+    assert same(unbroken, fit(made, tmp_path / "resumed"))
+    assert unbroken.history[-1]["images_seen"] == 3 * (2 * 70 // 16) * 16
+    assert unbroken.history[0]["guidance_loss"] > 0 and unbroken.history[-1]["train_loss"] < unbroken.history[0]["train_loss"]
+
+
+def test_streamed_pictures_train_the_same_network(tmp_path):
+    made = job(training=recipe(augmentation=MIXED))
+    streamed = distributed.fit(
+        made, cluster(scratch=str(tmp_path / "2"), data="streaming"), identity="run", listener=distributed.Listener()
+    )
+    assert same(fit(made, tmp_path / "1"), streamed)
+    assert streamed.history[0]["data"] == "streaming"
+
+
+@given(st.integers(0, 10**6))
+def test_a_mixed_label_is_a_mixture_of_losses_and_a_pure_one_the_same_as_a_class(seed):
+    torch.manual_seed(seed)
+    objective = engine.Objective(
+        model=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3)),
+        teacher=None,
+        pixels=engine.Pixels.of([0.5], [0.25], torch.device("cpu")),
+        label_smoothing=0.1,
+        precision=torch.float32,
+    )
+    images, first, second = torch.randint(0, 256, (8, 2, 2, 1)), *torch.randint(0, 3, (2, 8))
+    kept = float(torch.rand(()))
+    one, other = (torch.nn.functional.one_hot(labels, 3).float() for labels in (first, second))
+    losses = [objective(images, labels, 0.0)[0] for labels in (first, second)]
+    torch.testing.assert_close(objective(images, one, 0.0), objective(images, first, 0.0))
+    mixed, sums = objective(images, kept * one + (1 - kept) * other, 0.0)
+    torch.testing.assert_close(mixed, kept * losses[0] + (1 - kept) * losses[1])
+    torch.testing.assert_close(sums[2], objective(images, first if kept > 0.5 else second, 0.0)[1][2])

@@ -4,6 +4,7 @@ A batch is a function of (seed, epoch, step). The global batch is fixed; worker 
 consecutive rows, so that any number of workers trains on the same pictures with the same pixels.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +40,19 @@ def steps_per_epoch(pictures: int, recipe: Training) -> int:
             f"batch_size {recipe.batch_size} exceeds the {pictures} training pictures; at most {pictures} can be in a batch"
         )
     return recipe.passes_per_epoch * pictures // recipe.batch_size
+
+
+def budgeted(recipe: Training, pictures: int) -> Training:
+    """The recipe with its epochs counted, where its budget is in images; the last epoch is whole.
+
+    Raises UserError where the warm-up would not end.
+    """
+    if recipe.images is None:
+        return recipe
+    epochs = math.ceil(recipe.images / (steps_per_epoch(pictures, recipe) * recipe.batch_size))
+    if recipe.warmup_epochs >= epochs:
+        raise UserError(f"images {recipe.images} are {epochs} epochs; warmup_epochs {recipe.warmup_epochs:g} must be less")
+    return recipe.model_copy(update={"epochs": epochs})
 
 
 def order(pictures: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -162,7 +162,7 @@ def contact_sheet(
                     image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
                 )
                 axes.set(xticks=[], yticks=[])
-                axes.set_xlabel(captions.get(title, [""] * len(rows))[row], fontsize=6, labelpad=1, linespacing=0.9)
+                axes.set_xlabel(captions.get(title, [""] * len(rows))[row], fontsize=6, labelpad=1, linespacing=1.1)
         for row, name in enumerate(rows):
             grid[row, 0].set_ylabel(_short(name), fontsize=7)
     return figure
