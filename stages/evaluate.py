@@ -10,7 +10,7 @@ import torch
 
 from pipeline import config, files, metrics, networks, tracking
 from pipeline.config import Evaluation
-from pipeline.data import batches, loading
+from pipeline.data import batches, loading, prepared
 from pipeline.data.augment.geometry import Frame
 from pipeline.data.loading import Take
 from pipeline.explain import corruption, cost, insight
@@ -20,6 +20,7 @@ from pipeline.training import engine
 from pipeline.training.checkpoint import Model, load_model
 from stages import common
 
+TEST = common.PREPARED / "test.arrow"
 BATCH = 256
 MISTAKES = 12  # that are kept to be looked at
 
@@ -48,7 +49,7 @@ def main() -> None:
     costs = cost.of(subject.network, model.image_shape)
     files.write_json(results / "test.json", scores | costs)
     files.write_csv(results / "confusion.csv", metrics.confusion_rows(counts.confusion, classes))
-    files.write_csv(results / "predictions.csv", _rows(answers, classes))
+    files.write_csv(results / "predictions.csv", _rows(answers, classes, prepared.read_split(TEST).names))
     files.write_csv(results / "corrupted.csv", worse)
     _write_arrays(results / "insight.npz", seen)
     files.write(results / "README.md", model_card.render(model.config, folder, scores | costs, counts.confusion))
@@ -75,7 +76,7 @@ class Subject:
         preprocessing, (self.side, _, channels) = model.config["pretrained_cfg"], model.image_shape
         self.network = model.network().to(device)
         self.pixels = engine.Pixels.of(preprocessing["mean"], preprocessing["std"], device)
-        self.test = loading.open_source(loading.pictures(common.PREPARED / "test.arrow", channels=channels), device)
+        self.test = loading.open_source(loading.pictures(TEST, channels=channels), device)
 
     def batches(self) -> engine.Batches:
         """All test pictures and their labels."""
@@ -126,12 +127,12 @@ def _more(worse: list[dict[str, Any]], seen: dict[str, np.ndarray]) -> dict[str,
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-def _rows(answers: Answers, classes: list[str]) -> list[dict[str, Any]]:
+def _rows(answers: Answers, classes: list[str], names: list[str]) -> list[dict[str, Any]]:
     """One row per test picture, in their order."""
-    table = zip(answers.labels, answers.predicted, answers.confidence, strict=True)
+    table = zip(names, answers.labels, answers.predicted, answers.confidence, strict=True)
     return [
-        {"picture": row, "actual": classes[label], "predicted": classes[said], "confidence": f"{sure:.6f}"}
-        for row, (label, said, sure) in enumerate(table)
+        {"picture": name, "actual": classes[label], "predicted": classes[said], "confidence": f"{sure:.6f}"}
+        for name, label, said, sure in table
     ]
 
 

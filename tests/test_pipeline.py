@@ -192,5 +192,12 @@ def test_a_folder_of_photographs_works(tmp_path):
     run("dvc", "repro", cwd=project)
     rows = {row["network"]: row for row in csv.DictReader((project / "report/table.csv").open())}
     assert float(rows["unguided/sl_vit"]["test_accuracy"]) > 0.5
+    tested = list(csv.DictReader((project / "results/unguided/sl_vit/0/predictions.csv").open()))
+    pictures = "\n".join(str(tmp_path / "photos" / row["picture"]) for row in tested)
+    command = [sys.executable, "-m", "stages.predict", "models/unguided/sl_vit/0", "-", "--top", "1"]
+    said = list(csv.DictReader(run(*command, cwd=project, input=pictures).stdout.splitlines()))
+    assert [row["label"] for row in said] == [row["predicted"] for row in tested]
+    for one, other in zip(said, tested, strict=True):
+        assert abs(float(one["probability"]) - float(other["confidence"])) < 1e-4
     Image.new("RGB", (50, 50)).save(tmp_path / "photos/class 0/new.png")
     assert "prepare" in run("dvc", "status", cwd=project).stdout
