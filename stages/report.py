@@ -37,6 +37,7 @@ def main() -> None:
     files.write(common.REPORT / "index.html", page.render(results, card, sheet))
 
     tracking.mark(track, [result.config["espalier"]["identity"] for result in results], tag="in_report")
+    tracking.register(track, tables.best(results).config["espalier"]["identity"], alias="best")
     for row in rows:
         spread = "one seed" if row["test_accuracy_spread"] is None else f"± {row['test_accuracy_spread']:.4f}"
         print(f"{row['network']:28} test accuracy {row['test_accuracy']:.4f} ({spread})")

@@ -58,6 +58,11 @@ def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
     return [_row(network, group, groups, level) for network, group in groups.items()]
 
 
+def best(results: Sequence[Result]) -> Result:
+    """The network of the best validation accuracy, of several the first."""
+    return max(results, key=lambda result: result.training["val_accuracy"])
+
+
 def common_level(results: Sequence[Result]) -> float:
     """The validation accuracy, in whole percent, that every training reached at some time."""
     return math.floor(100 * min(max(row["val_accuracy"] for row in result.curve) for result in results)) / 100
