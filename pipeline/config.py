@@ -183,6 +183,12 @@ class Guidance(Section):
         return self
 
 
+class Evaluation(Section):
+    """What is measured of a trained network beside its accuracy and cost."""
+
+    corrupted_pictures: Annotated[int, Field(ge=0)] = 100  # of the test split, made worse in 4 x 5 ways; 0: not measured
+
+
 class Experiment(Section):
     """Which networks one `dvc repro` trains and compares."""
 
@@ -223,6 +229,7 @@ class Settings(Section):
     students: dict[Name, Network]
     guidance: dict[Name, Guidance]
     training: Recipes
+    evaluation: Evaluation = Evaluation()
     cluster: Cluster
     tracking: Tracking
 

@@ -107,6 +107,27 @@ def mark(tracking: Tracking, identities: list[str], *, tag: str) -> None:
         logger.warning("tracking failed (%s); the results are not affected", _one_line(error))
 
 
+def register(tracking: Tracking, identity: str, *, alias: str) -> None:
+    """Put the model folder of that run into the registry, under the experiment's name, and let `alias` point to it."""
+    if not tracking.enabled:
+        return
+    try:
+        client, experiment = _client(tracking)
+        run, name = _find(client, experiment, identity), tracking.experiment
+        if run and not _points_to(client, name, alias, run.info.run_id):
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            made = client.create_model_version(name, f"{run.info.artifact_uri}/model", run.info.run_id)
+            client.set_registered_model_alias(name, alias, made.version)
+    except Exception as error:
+        logger.warning("the registry failed (%s); the results are not affected", _one_line(error))
+
+
+def _points_to(client: Any, name: str, alias: str, run_id: str) -> bool:
+    aliased = [found for found in client.search_registered_models(f"name = '{name}'") if alias in found.aliases]
+    return any(client.get_model_version(name, found.aliases[alias]).run_id == run_id for found in aliased)
+
+
 def _open(tracking: Tracking, tags: dict[str, str], name: str, params: dict[str, Any]) -> Run:
     try:
         client, experiment = _client(tracking)

@@ -10,6 +10,7 @@ import torch
 from pipeline import config, files, tracking
 from pipeline.config import UserError
 from pipeline.data import loading, prepared
+from pipeline.metrics import Answers
 from pipeline.report import augmentation, page, tables
 from pipeline.report.tables import Result
 from stages import common
@@ -18,12 +19,17 @@ from stages import common
 def main() -> None:
     experiment, recipe, track = config.load("experiment", "training.student", "tracking")
     card = prepared.read_card(common.PREPARED)
-    results = [_result(kind, name, seed) for kind, name in tables.networks(experiment) for seed in experiment.seeds]
+    results = [
+        _result(kind, name, seed, card["classes"]) for kind, name in tables.networks(experiment) for seed in experiment.seeds
+    ]
 
     rows = tables.comparison(results)
     files.write_csv(common.REPORT / "table.csv", rows)
     files.write_csv(common.REPORT / "curves.csv", tables.curves(results))
     files.write_csv(common.REPORT / "confusion.csv", tables.confusions(results, card["classes"]))
+    files.write_csv(common.REPORT / "classes.csv", tables.per_class(results, card["classes"]))
+    files.write_csv(common.REPORT / "corrupted.csv", tables.corrupted(results))
+    files.write_csv(common.REPORT / "pairs.csv", page.pairs(results))
     files.write(common.REPORT / "table.md", page.markdown(results))
     pictures = loading.pictures(common.PREPARED / "train.arrow", channels=card["channels"])
     source = loading.open_source(pictures, torch.device("cpu"))
@@ -31,16 +37,16 @@ def main() -> None:
     files.write(common.REPORT / "index.html", page.render(results, card, sheet))
 
     tracking.mark(track, [result.config["espalier"]["identity"] for result in results], tag="in_report")
+    tracking.register(track, tables.best(results).config["espalier"]["identity"], alias="best")
     for row in rows:
         spread = "one seed" if row["test_accuracy_spread"] is None else f"± {row['test_accuracy_spread']:.4f}"
         print(f"{row['network']:28} test accuracy {row['test_accuracy']:.4f} ({spread})")
     print(f"see {common.REPORT / 'index.html'}")
 
 
-def _result(kind: str, name: str, seed: int) -> Result:
+def _result(kind: str, name: str, seed: int, classes: list[str]) -> Result:
     folder = common.place(common.RESULTS, kind, name, seed)
-    confusion = np.array([int(row["count"]) for row in _rows(folder / "confusion.csv")])
-    classes = round(len(confusion) ** 0.5)
+    answers = _answers(_rows(folder / "predictions.csv"), classes)
     return Result(
         kind=kind,
         name=name,
@@ -48,9 +54,26 @@ def _result(kind: str, name: str, seed: int) -> Result:
         training=_json(folder / "training.json"),
         test=_json(folder / "test.json"),
         curve=[{key: float(value) for key, value in row.items()} for row in _rows(folder / "curve.csv")],
-        confusion=confusion.reshape(classes, classes),
+        confusion=answers.confusion(len(classes)),
         config=_json(common.place(common.MODELS, kind, name, seed) / "config.json"),
+        answers=answers,
+        insight=_arrays(folder / "insight.npz"),
+        corrupted=[{**row, "accuracy": float(row["accuracy"])} for row in _rows(folder / "corrupted.csv")],
     )
+
+
+def _answers(rows: list[dict[str, str]], classes: list[str]) -> Answers:
+    number = {name: index for index, name in enumerate(classes)}
+    actual, predicted = (np.array([number[row[key]] for row in rows]) for key in ("actual", "predicted"))
+    return Answers(actual, predicted, np.array([float(row["confidence"]) for row in rows]))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except FileNotFoundError:
+        raise _missing(path) from None
 
 
 def _json(path: Path) -> Any:

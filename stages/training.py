@@ -42,6 +42,7 @@ def train(
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
     card = prepared.read_card(common.PREPARED)
+    stored_size = card["image_shape"] and card["image_shape"][0]
     train, validation = (
         loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
     )
@@ -56,7 +57,8 @@ def train(
     about = {"kind": kind, "name": name, "seed": seed, "data_fingerprint": card["fingerprint"]}
     run = identity(**about, **settings)
     arguments = models.arguments(network, image_shape=card["image_shape"], classes=len(card["classes"]))
-    config = model_config(network.model, arguments, card, {**about, **settings, "identity": run, "versions": versions()})
+    provenance = {**about, **settings, "identity": run, "versions": versions(), "stored_size": stored_size}
+    config = model_config(network.model, arguments, card, provenance)
     job = Job(config, training, seed, train, validation, guidance, teacher)
     steps = batches.steps_per_epoch(len(train.labels), training)
     label = f"{kind}/{name}/{seed}"

@@ -15,14 +15,14 @@ LAYERS = [  # a module may import those of earlier lines, and of its own
     "config networks section metrics files identity progress",
     "data models registry tracking checkpoints",
     "training",
-    "explain distributed",
+    "explain distributed prediction export served",
     "report",
     "stages",
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names.split()}
 HOMES = {  # a third-party package -> the only modules that may import it
     "pyarrow": {"pipeline/data/prepared.py", "pipeline/data/sources/parquet.py", "pipeline/checkpoints.py"},
-    "mlflow": {"pipeline/tracking.py"},
+    "mlflow": {"pipeline/tracking.py", "pipeline/export.py", "pipeline/served.py"},
     "ray": {"pipeline/distributed.py"},
     "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py", "pipeline/training/optim.py"},
     "matplotlib": {"pipeline/report/figures.py"},

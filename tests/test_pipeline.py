@@ -78,7 +78,11 @@ def test_the_dag_gives_models_metrics_and_a_report(project):
         assert 0.1 < float(row["test_accuracy"]) <= 1
         folder = project / "models" / row["network"] / "0"
         assert (folder / "model.safetensors").is_file() and json.loads((folder / "config.json").read_text())["espalier"]
-    assert (project / "report/index.html").read_text().count("<svg") == 3 + len(table)
+        results = project / "results" / row["network"] / "0"
+        assert len((results / "predictions.csv").read_text().splitlines()) == 1 + 359
+        assert f"local-dir:models/{row['network']}/0" in (results / "README.md").read_text()
+    text = (project / "report/index.html").read_text()
+    assert text.count('<img class="sheet"') == 3 and "than the same student unguided" in text
 
 
 def test_nothing_but_the_lock_is_new_to_git(project):
@@ -127,7 +131,9 @@ def test_the_runs_are_in_mlflow_one_per_network_with_curves_and_test_metrics(pro
         assert one.info.status == "FINISHED" and "test/accuracy" in one.data.metrics
         steps = [point.step for point in client.get_metric_history(one.info.run_id, "val/accuracy")]
         assert steps == sorted(set(steps)) and len(steps) in (2, 4)
-        assert {"model", "confusion.png"} <= {entry.path for entry in client.list_artifacts(one.info.run_id)}
+        assert {"model", "confusion.png", "explanation.png", "predictions.csv"} <= {
+            entry.path for entry in client.list_artifacts(one.info.run_id)
+        }
 
 
 def test_a_changed_student_trains_that_student_alone(project):
@@ -199,5 +205,12 @@ def test_a_folder_of_photographs_works(tmp_path):
     run("dvc", "repro", cwd=project)
     rows = {row["network"]: row for row in csv.DictReader((project / "report/table.csv").open())}
     assert float(rows["unguided/sl_vit"]["test_accuracy"]) > 0.5
+    tested = list(csv.DictReader((project / "results/unguided/sl_vit/0/predictions.csv").open()))
+    pictures = "\n".join(str(tmp_path / "photos" / row["picture"]) for row in tested)
+    command = [sys.executable, "-m", "stages.predict", "models/unguided/sl_vit/0", "-", "--top", "1"]
+    said = list(csv.DictReader(run(*command, cwd=project, input=pictures).stdout.splitlines()))
+    assert [row["label"] for row in said] == [row["predicted"] for row in tested]
+    for one, other in zip(said, tested, strict=True):
+        assert abs(float(one["probability"]) - float(other["confidence"])) < 1e-4
     Image.new("RGB", (50, 50)).save(tmp_path / "photos/class 0/new.png")
     assert "prepare" in run("dvc", "status", cwd=project).stdout

@@ -1,6 +1,7 @@
 """The comparison adds nothing and hides nothing."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 
 from pipeline.config import Augmentation, Experiment, UserError
 from pipeline.data import loading
-from pipeline.report import augmentation, figures, page, tables
+from pipeline.metrics import Answers
+from pipeline.report import augmentation, explanations, figures, model_card, page, tables
 from pipeline.report.tables import Result
-from tests.conftest import pictures, recipe
+from tests.conftest import job, pictures, recipe
 
+ABOUT = {"kind": "unguided", "name": "vit", "seed": 0, "data_fingerprint": "f"}
 HOSTILE = "<script>alert(1)</script>"
 CARD = {
     "source": "image_folder",
@@ -41,7 +44,8 @@ CARD = {
 
 def result(kind: str, name: str, seed: int, correct: int, seconds: float) -> Result:
     accuracy = correct / 10
-    test = {"accuracy": accuracy, "balanced_accuracy": accuracy, "loss": 1.0, "calibration_error": 0.1}
+    test = {"accuracy": accuracy, "balanced_accuracy": accuracy, "loss": 1.0, "calibration_error": 0.1, "top5_accuracy": 1.0}
+    test |= {"blockness": 0.4, "moved_blockness": 0.1} if kind != "teacher" else {}
     cost = {"parameters": 2_756_744, "macs": 189_522_816, "inference_images_per_second": 10.0}
     training = {
         "val_accuracy": 0.5,
@@ -52,8 +56,22 @@ def result(kind: str, name: str, seed: int, correct: int, seconds: float) -> Res
     }
     about = {"network": {"model": "vit"}, "training": {}, "guidance": None, "identity": "i", "versions": {"torch": "2"}}
     curve = [{"epoch": float(e), "images_seen": 8.0 * e, "val_accuracy": 0.4 * e, "val_loss": 1.0 / e} for e in (1, 2)]
-    confusion = np.array([[correct, 0], [10 - correct, 0]])
-    return Result(kind, name, seed, training, test | cost, curve, confusion, {"espalier": about})
+    labels = np.arange(10) % 2
+    told = Answers(labels, np.where(np.arange(10) < correct, labels, 1 - labels), np.linspace(0.5, 1, 10))
+    worse = [{"corruption": kind, "strength": s, "accuracy": accuracy} for kind, s in (("none", 0), ("blur", 1), ("blur", 2))]
+    about = {"espalier": about}
+    return Result(kind, name, seed, training, test | cost, curve, told.confusion(2), about, told, insight(kind, told), worse)
+
+
+def insight(kind: str, told: Answers) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    pictures, mistakes = rng.integers(0, 256, (4, 8, 8, 3)).astype(np.uint8), told.worst(3)
+    found = {"rows": np.arange(4), "pictures": pictures, "saliency": rng.random((4, 8, 8)), "gram": rng.random((2, 9, 9))}
+    found |= {"mistakes": mistakes, "mistaken": pictures[: len(mistakes)], "blockness": np.array([0.4, 0.1])}
+    if kind != "teacher":
+        found |= {"attention": rng.random((4, 2, 4, 4)), "divergence": rng.random(3), "distance": np.array([1, np.nan, 2])}
+        found |= {"temperature": rng.random((3, 3)), "rollout": rng.random((4, 4, 4)), "smooth": rng.random((4, 8, 8))}
+    return found
 
 
 RESULTS = [
@@ -95,9 +113,17 @@ def test_confusions_add_up_over_seeds():
 def test_the_page_is_whole_and_escapes_what_it_is_given():
     text = page.render(RESULTS, CARD, sheet())
     assert HOSTILE not in text and "&lt;script&gt;" in text
-    assert text.count("<svg") == 2 + 3 + 1 and "2.8 M" in text and "189.5 M" in text and "± 14.1" in text and "+20 %" in text
+    assert (
+        text.count("<svg") == 2 + 3 + 1 + 1 + 3 + 1
+        and "2.8 M" in text
+        and "189.5 M" in text
+        and "± 14.1" in text
+        and "+20 %" in text
+    )
     outside = re.findall(r'(?:src|href)="(?!#|data:)([^"]+)"', text)
     assert not outside, "the page must need nothing but itself"
+    assert text.count('<img class="sheet" src="data:image/png;base64,') == 3
+    assert not re.search(r">\s*(None|nan)\b", text)
 
 
 def test_the_page_tells_what_the_data_card_tells():
@@ -119,6 +145,44 @@ def test_equal_results_make_an_equal_page():
 def test_a_confusion_of_any_number_of_classes_is_drawn(classes):
     names = [f"class with a long name {index}" for index in range(classes)]
     assert figures.svg(figures.confusion(np.eye(classes, dtype=int), names, title="x")).startswith("<svg")
+
+
+def test_one_networks_explanation_shows_all_that_it_has():
+    for of, columns in ((RESULTS[0], 1 + 1), (RESULTS[1], 1 + 1 + 1 + 1 + 2)):
+        drawn = explanations.of_one(of.insight, of.answers, CARD["classes"])
+        assert len(drawn.get_axes()) == 4 * columns
+
+
+def test_a_network_keeps_its_colour_in_every_figure():
+    lines = {"teacher/r": [], "unguided/a": [1.0, 2.0], "guided/a-b": [2.0, 1.0]}
+    drawn = figures.profiles(lines, x="layer", y="y").get_axes()[0].get_lines()
+    curves = figures.learning_curves({name: [[(1, 0.1), (2, 0.2)]] for name in lines}, x="x", y="y").get_axes()[0].get_lines()
+    assert [line.get_color() for line in drawn] == [line.get_color() for line in curves][1:]
+
+
+def test_a_map_is_drawn_from_its_least_to_its_most():
+    colours = figures.heat(np.array([[[0.0, 1.0]], [[5.0, 7.0]], [[3.0, 3.0]]]))
+    assert np.array_equal(colours[0], colours[1]) and not np.array_equal(colours[0, 0, 0], colours[0, 0, 1])
+    assert np.array_equal(colours[2, 0, 0], colours[2, 0, 1])
+
+
+def test_the_time_to_an_accuracy_is_that_of_the_epoch_that_reached_it():
+    assert tables.common_level(RESULTS) == 0.8
+    assert [row["seconds_to_common_level"] for row in tables.comparison(RESULTS)] == [5.0, 10.0, 12.0]
+
+
+def test_a_model_card_tells_what_a_person_should_know():
+    config = job().config | {"espalier": {**RESULTS[1].config["espalier"], **ABOUT}}
+    scores = {**RESULTS[1].test, "accuracy_low": 0.3, "accuracy_high": 0.8}
+    text = model_card.render(config, Path("models/x"), scores, np.array([[5, 0, 0], [1, 4, 0], [3, 0, 0]]))
+    for told in (
+        "60.0 % (95 %: 30.0 to 80.0)",
+        "| emu | 3 | - | 0.000 | 0.000 |",
+        "recognises emu least",
+        "local-dir:models/x",
+    ):
+        assert told in text
+    assert "noise, blur" not in text, "what was not measured is not told"
 
 
 def test_a_contact_sheet_shows_every_picture_and_every_mixed_label(tmp_path):

@@ -102,3 +102,19 @@ def test_switched_off_it_keeps_nothing(tmp_path):
         run.epoch(row(1))
         run.facts({"a": 1.0})
     assert not (tmp_path / "mlruns").exists()
+
+
+def test_the_registry_points_to_the_best_once(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/config.json").write_text("{}")
+    for identity in ("a", "b"):
+        with opened(tmp_path, identity) as run:
+            run.artifacts(tmp_path / "folder", "model")
+    for identity in ("a", "a", "b"):
+        tracking.register(settings(tmp_path), identity, alias="best")
+    assert {int(found.version) for found in client(tmp_path).search_model_versions("name = 'x'")} == {1, 2}
+    best = client(tmp_path).get_model_version_by_alias("x", "best")
+    assert client(tmp_path).get_run(best.run_id).data.tags["identity"] == "b"
+    assert client(tmp_path).get_model_version_download_uri("x", best.version).endswith("/artifacts/model")
+    tracking.register(settings(tmp_path), "unknown", alias="best")
+    assert client(tmp_path).get_model_version_by_alias("x", "best").version == best.version

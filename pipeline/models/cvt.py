@@ -76,7 +76,7 @@ class Stage(nn.Module):
         maps = self.embed(maps)
         tokens = self.norm(maps.flatten(2).transpose(1, 2))
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1).to(tokens.dtype), tokens], dim=1)
         return tokens, (maps.shape[2], maps.shape[3])
 
 

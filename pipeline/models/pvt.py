@@ -68,7 +68,7 @@ class Stage(nn.Module):
         maps = F.pad(maps, (0, -maps.shape[3] % self.patch, 0, -maps.shape[2] % self.patch))
         tokens = self.norm(self.embed(maps).flatten(2).transpose(1, 2))
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return tokens + self.pos_embed
 
 

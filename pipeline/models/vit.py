@@ -96,7 +96,8 @@ class Encoder(Classifier):
     def _embedded(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(self.stem(images))
         if self.cls_token is not None:
-            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+            # tokens.shape[0], since len() would fix the batch when torch.export traces this
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return tokens if self.pos_embed is None else tokens + self.pos_embed
 
 

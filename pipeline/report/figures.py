@@ -1,17 +1,21 @@
 """Figures, as matplotlib objects and as SVG that is the same for the same numbers."""
 
+import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+from matplotlib.ticker import MaxNLocator
 
 from pipeline import files
 from pipeline.config import UserError
 
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000"]  # Okabe and Ito 2008
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -20,10 +24,12 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#e6e6e6",
     "axes.edgecolor": "#888888",
+    "axes.prop_cycle": cycler(color=COLOURS),
     "svg.hashsalt": "espalier",
     "text.parse_math": False,  # a class may be named "$"
 }
 LINES = {"teacher": ":", "unguided": "--", "guided": "-"}
+HEAT = "viridis"  # told apart by colour-blind people too
 MOST_NUMBERED_CLASSES = 12
 MOST_NAMED_CLASSES = 30
 
@@ -48,6 +54,68 @@ def learning_curves(
             axes.yaxis.set_major_formatter("{x:g}")
         axes.margins(x=0.01)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def profiles(lines: Mapping[str, Sequence[float]], *, x: str, y: str, reference: float | None = None) -> Figure:
+    """One line per network over its layers, of the colour that `learning_curves` gives it; none for an empty one.
+
+    reference: what the value would be without what is shown.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for index, (network, values) in enumerate(lines.items()):
+            if values:
+                style, colour = LINES[network.split("/")[0]], COLOURS[index % len(COLOURS)]
+                axes.plot(range(1, len(values) + 1), values, style, color=colour, marker="o", markersize=3.5, label=network)
+        if reference is not None:
+            axes.axhline(reference, color="#888888", linewidth=1, linestyle=(0, (1, 2)))
+        axes.set(xlabel=x, ylabel=y)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=7)
+    return figure
+
+
+def reliability(bins: Mapping[str, np.ndarray]) -> Figure:
+    """One panel per network: how often it was right against how sure it was, and below how often it was so sure.
+
+    bins: network -> (bins, 3) pictures, sum of confidences and correct pictures.
+    """
+    columns = min(4, len(bins))
+    rows = -(-len(bins) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.85 * columns, 3.0 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes, (network, counts) in zip(grid.flat, bins.items(), strict=False):
+            pictures, confidence, correct = counts[counts[:, 0] > 0].T
+            axes.plot([0, 1], [0, 1], color="#888888", linewidth=1, linestyle=(0, (1, 2)))
+            axes.vlines(confidence / pictures, 0, pictures / pictures.sum(), color="#bbbbbb", linewidth=5)
+            axes.plot(confidence / pictures, correct / pictures, marker="o", markersize=3.5)
+            axes.set_title(network, fontsize=8)
+            axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        for axes in list(grid.flat)[len(bins) :]:
+            axes.set_axis_off()
+        figure.supxlabel("confidence", fontsize=9)
+        figure.supylabel("share of them correct (grey: share of pictures)", fontsize=9)
+    return figure
+
+
+def table_of_shades(panels: Mapping[str, np.ndarray], *, x: str, y: str) -> Figure:
+    """One panel per network: a matrix (rows, columns) of numbers in [0, 1], shaded and written."""
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        height = max(len(matrix) for matrix in panels.values())
+        figure = Figure(figsize=(max(4.0, 1.9 * len(panels)), 1.0 + 0.3 * height), layout="constrained")
+        for axes, (network, matrix) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            axes.imshow(matrix, cmap=HEAT, vmin=0, vmax=1, aspect="auto")
+            axes.set_title(network.replace("/", "\n"), fontsize=8)
+            axes.set_xticks(range(matrix.shape[1]), range(1, matrix.shape[1] + 1))
+            axes.set_yticks(range(len(matrix)), range(1, len(matrix) + 1))
+            for row, column in np.ndindex(matrix.shape):
+                colour = "#000000" if matrix[row, column] > 0.55 else "#ffffff"
+                axes.text(column, row, f"{matrix[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=6)
+        figure.supxlabel(x, fontsize=9)
+        figure.supylabel(y, fontsize=9)
     return figure
 
 
@@ -76,10 +144,12 @@ def _name_classes(axes: mpl.axes.Axes, classes: Sequence[str]) -> None:
     axes.set_yticks(range(len(classes)), short, fontsize=7)
 
 
-def contact_sheet(columns: Mapping[str, np.ndarray], rows: Sequence[str], captions: Mapping[str, Sequence[str]]) -> Figure:
+def contact_sheet(
+    columns: Mapping[str, Iterable[np.ndarray]], rows: Sequence[str], captions: Mapping[str, Sequence[str]]
+) -> Figure:
     """Pictures on a grid, one row each, and under some of them a caption.
 
-    columns: title -> (R, H, W, C) uint8. rows: R names. captions: title -> R texts.
+    columns: title -> R pictures (H, W, C) uint8. rows: R names. captions: title -> R texts.
     """
     with mpl.rc_context({**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure = Figure(figsize=(1.1 * len(columns), 1.2 * len(rows)), layout="constrained")
@@ -98,8 +168,15 @@ def contact_sheet(columns: Mapping[str, np.ndarray], rows: Sequence[str], captio
     return figure
 
 
+def heat(maps: np.ndarray) -> np.ndarray:
+    """Maps (..., H, W) as colours (..., H, W, 3) uint8, each from its least to its most."""
+    least, most = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
+    scaled = (maps - least) / np.maximum(most - least, 1e-12)
+    return (mpl.colormaps[HEAT](scaled)[..., :3] * 255).round().astype(np.uint8)
+
+
 def _short(name: str) -> str:
-    return name if len(name) <= 16 else f"{name[:15]}…"
+    return "\n".join(line if len(line) <= 16 else f"{line[:15]}…" for line in name.split("\n"))
 
 
 def svg(figure: Figure) -> str:
@@ -108,6 +185,13 @@ def svg(figure: Figure) -> str:
     with mpl.rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def image(figure: Figure) -> str:
+    """The figure as the address of an <img>: a PNG of 150 dots per inch, which pictures of few pixels stay sharp in."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def write(figure: Figure, path: Path) -> None:

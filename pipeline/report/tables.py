@@ -1,6 +1,7 @@
 """From evaluations to the rows of the comparison. Pure: results in, tables out."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from pipeline import metrics
 from pipeline.config import Experiment
+from pipeline.metrics import Answers
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class Result:
     curve: list[dict[str, float]]  # one row per epoch
     confusion: np.ndarray  # (K, K), rows are actual classes
     config: dict[str, Any]  # of its model folder
+    answers: Answers  # to the test pictures, in their order
+    insight: Mapping[str, np.ndarray]  # see pipeline.explain.insight
+    corrupted: list[dict[str, Any]]  # corruption, strength, accuracy; the first row is of the pictures as they are
 
     @property
     def network(self) -> str:
@@ -49,25 +54,43 @@ def by_network(results: Sequence[Result]) -> dict[str, list[Result]]:
 def comparison(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One row per network: means over seeds, and the spread (sample standard deviation) where there is more than one."""
     groups = by_network(results)
-    return [_row(network, group, groups) for network, group in groups.items()]
+    level = common_level(results)
+    return [_row(network, group, groups, level) for network, group in groups.items()]
 
 
-def _row(network: str, group: list[Result], groups: dict[str, list[Result]]) -> dict[str, Any]:
+def best(results: Sequence[Result]) -> Result:
+    """The network of the best validation accuracy, of several the first."""
+    return max(results, key=lambda result: result.training["val_accuracy"])
+
+
+def common_level(results: Sequence[Result]) -> float:
+    """The validation accuracy, in whole percent, that every training reached at some time."""
+    return math.floor(100 * min(max(row["val_accuracy"] for row in result.curve) for result in results)) / 100
+
+
+def _row(network: str, group: list[Result], groups: dict[str, list[Result]], level: float) -> dict[str, Any]:
     accuracy, spread = metrics.mean_and_spread([result.test["accuracy"] for result in group])
     pictures = int(group[0].confusion.sum())
+    low, high = metrics.interval(accuracy * pictures, pictures)
     return {
         "network": network,
         "seeds": len(group),
         "test_accuracy": accuracy,
         "test_accuracy_spread": spread,
-        "test_noise": metrics.accuracy_noise(accuracy, pictures),
+        "test_low": low,
+        "test_high": high,
+        "test_top5_accuracy": _mean(group, "test", "top5_accuracy"),
         "test_balanced_accuracy": _mean(group, "test", "balanced_accuracy"),
         "test_loss": _mean(group, "test", "loss"),
         "test_calibration_error": _mean(group, "test", "calibration_error"),
+        "test_corrupted_accuracy": _mean_if_any(group, "corrupted_accuracy"),
+        "blockness": _mean_if_any(group, "blockness"),
+        "moved_blockness": _mean_if_any(group, "moved_blockness"),
         "val_accuracy": _mean(group, "training", "val_accuracy"),
         "parameters": group[0].test["parameters"],
         "macs": group[0].test["macs"],
         "train_seconds": _mean(group, "training", "train_seconds"),
+        "seconds_to_common_level": metrics.mean_and_spread([_seconds_to(level, result) for result in group])[0],
         "train_images_per_second": _mean(group, "training", "train_images_per_second"),
         "guidance_extra_cost": _extra_cost(group, groups),
         "inference_images_per_second": _mean(group, "test", "inference_images_per_second"),
@@ -76,6 +99,17 @@ def _row(network: str, group: list[Result], groups: dict[str, list[Result]]) -> 
 
 def _mean(group: list[Result], part: str, key: str) -> float:
     return metrics.mean_and_spread([getattr(result, part)[key] for result in group])[0]
+
+
+def _mean_if_any(group: list[Result], key: str) -> float | None:
+    values = [result.test[key] for result in group if key in result.test]
+    return metrics.mean_and_spread(values)[0] if values else None
+
+
+def _seconds_to(level: float, result: Result) -> float:
+    """Training time until the validation accuracy first reached a level, at the mean pace of the run."""
+    epochs = 1 + next(epoch for epoch, row in enumerate(result.curve) if row["val_accuracy"] >= level)
+    return result.training["train_seconds"] * epochs / len(result.curve)
 
 
 def _extra_cost(group: list[Result], groups: dict[str, list[Result]]) -> float | None:
@@ -98,6 +132,24 @@ def confusions(results: Sequence[Result], classes: list[str]) -> list[dict[str, 
         {"network": network, **row}
         for network, group in by_network(results).items()
         for row in metrics.confusion_rows(sum(result.confusion for result in group), classes)  # type: ignore[arg-type]
+    ]
+
+
+def per_class(results: Sequence[Result], classes: list[str]) -> list[dict[str, Any]]:
+    """Precision, recall and F1 of every class and network, counted over seeds, in one long table."""
+    return [
+        {"network": network, **row}
+        for network, group in by_network(results).items()
+        for row in metrics.per_class(sum(result.confusion for result in group), classes)  # type: ignore[arg-type]
+    ]
+
+
+def corrupted(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Accuracy on test pictures made worse, by network, kind and strength: the mean over seeds, in one long table."""
+    return [
+        {"network": network, **first, "accuracy": metrics.mean_and_spread([row["accuracy"] for row in (first, *others)])[0]}
+        for network, group in by_network(results).items()
+        for first, *others in zip(*(result.corrupted for result in group), strict=True)
     ]
 
 

@@ -175,16 +175,30 @@ def evaluate(network: nn.Module, batches: Batches, pixels: Pixels, *, classes: i
         for images, labels in batches:
             with autocast(device, precision):
                 logits = network(pixels(images))
-            total += _counts(logits.float(), labels, classes)
+            total += counts(logits.float(), labels, classes)
     return total
 
 
-def predictions(network: nn.Module, batches: Batches, pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) probabilities and (N,) labels, in the order of the batches."""
+def logits(network: nn.Module, batches: Batches, pixels: Pixels) -> tuple[Tensor, Tensor]:
+    """(N, K) float32 and the labels (N,), in the order of the batches, on the CPU."""
     network.eval()
     with torch.inference_mode():
-        parts = [(network(pixels(images)).float().softmax(1), labels) for images, labels in batches]
-    return torch.cat([part[0] for part in parts]).numpy(), torch.cat([part[1] for part in parts]).numpy()
+        parts = [(network(pixels(images)).float().cpu(), labels.cpu()) for images, labels in batches]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def counts(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """What pictures with these logits (B, K) and labels (B,) add to the counts."""
+    confidence, predicted = logits.softmax(1).max(1)
+    correct = predicted == labels
+    top = logits.topk(min(5, classes)).indices
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes)
+    which = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    bins = torch.zeros(CALIBRATION_BINS, 3, dtype=torch.float64, device=logits.device)
+    bins.index_add_(0, which, torch.stack([torch.ones_like(confidence), confidence, correct.float()], 1).double())
+    top5 = (top == labels[:, None]).any(1).sum()
+    return torch.cat([torch.stack([loss.double(), top5.double()]), confusion.double(), bins.flatten()])
 
 
 def to_counts(total: Tensor, classes: int) -> Counts:
@@ -217,19 +231,6 @@ def precision_of(setting: str, device: torch.device) -> torch.dtype:
     if setting == "float16" and device.type != "cuda":
         raise UserError("precision float16 needs a GPU; set it to auto or float32")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[setting]
-
-
-def _counts(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    confidence, predicted = logits.softmax(1).max(1)
-    correct = predicted == labels
-    top = logits.topk(min(5, classes)).indices
-    loss = F.cross_entropy(logits, labels, reduction="sum")
-    confusion = torch.bincount(labels * classes + predicted, minlength=classes * classes)
-    which = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
-    bins = torch.zeros(CALIBRATION_BINS, 3, dtype=torch.float64, device=logits.device)
-    bins.index_add_(0, which, torch.stack([torch.ones_like(confidence), confidence, correct.float()], 1).double())
-    top5 = (top == labels[:, None]).any(1).sum()
-    return torch.cat([torch.stack([loss.double(), top5.double()]), confusion.double(), bins.flatten()])
 
 
 def _step_seed(seed: int, step: int) -> int:
