@@ -1,0 +1,262 @@
+"""A search with Ray Tune, in which every trial is a run as any other: same loop, same identity, same checkpoints.
+
+Tune decides where and how long trials run, and nothing else: what they have come to is kept by us (`trials.Ledger`), in
+files that no new version of Ray can make unreadable. Ray is imported only where it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pipeline import distributed, files
+from pipeline.config import Cluster, UserError
+from pipeline.search.candidates import Candidates, Drawn, Listed, Subject
+from pipeline.search.trials import Ledger, Trial, best_first
+from pipeline.space import Search
+
+ENVIRONMENT = {  # before Ray is imported
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+MOST_REPEATS = 100  # of candidates that were drawn before; then the space is taken for exhausted
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Whoever wants to know how a search goes on. Called in one thread, which is not the main one."""
+
+    begun: Callable[[Trial], None] = lambda trial: None
+    epoch: Callable[[Trial, dict[str, Any]], None] = lambda trial, row: None
+    ended: Callable[[Trial], None] = lambda trial: None
+
+
+def search(subject: Subject, cluster: Cluster, *, seeds: Sequence[int], identity: str, listener: Listener) -> list[Trial]:
+    """Search, or go on searching, or give the trials of the search that this identity ended with before.
+
+    Trials have the first of the seeds, finalists all. Raises UserError where fewer trials succeed than the quorum.
+    """
+    plan, folder = subject.search, files.in_project(cluster.scratch) / identity
+    if plan.budget.trials == 0:
+        return []
+    with distributed.alone(folder):
+        ledger, finished = Ledger(folder), folder / "finished.json"
+        asked = {"search": plan.model_dump(), "seeds": list(seeds)}
+        if finished.is_file() and json.loads(finished.read_text()) == asked:
+            return ledger.before
+        os.environ.update(ENVIRONMENT)
+        with distributed.ray_session():
+            _tune(Drawn(subject, ledger, seeds[0]), ledger, subject, cluster, listener)
+            _refuse_too_many_failures(ledger.trials, plan)
+            finalists = [group[0].point for group in best_first(ledger.trials, plan)[: plan.finalists]]
+            if finalists:
+                _tune(Listed(list(product(finalists, seeds[1:]))), ledger, subject, cluster, listener, stop_early=False)
+        files.write_json(finished, asked)
+        return ledger.trials
+
+
+def _refuse_too_many_failures(trials: Sequence[Trial], search: Search) -> None:
+    failed = [trial for trial in trials if not trial.succeeded]
+    succeeded = len(trials) - len(failed)
+    if succeeded == 0 or succeeded < search.quorum * len(trials):
+        first = f"; trial {failed[0].number}: {failed[0].failure}" if failed else ""
+        raise UserError(f"{succeeded} of {len(trials)} trials succeeded, fewer than search.quorum {search.quorum:g}{first}")
+
+
+def _tune(
+    candidates: Candidates,
+    ledger: Ledger,
+    subject: Subject,
+    cluster: Cluster,
+    listener: Listener,
+    *,
+    stop_early: bool = True,
+) -> None:
+    """Train candidates, as many at once as Ray has room for, until there are no more."""
+    from ray import tune
+
+    resources = _resources(cluster)
+    placed = {"num_workers": 0, "cpus_per_worker": resources["CPU"], "use_gpu": "GPU" in resources}
+    here = cluster.model_copy(update={**placed, "scratch": str(files.in_project(cluster.scratch))})
+    trainable = tune.with_parameters(_train_candidate, subject=subject, cluster=here)
+    with tempfile.TemporaryDirectory() as unused:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, {name.lower(): amount for name, amount in resources.items()}),
+            tune_config=tune.TuneConfig(
+                metric=subject.search.objective,
+                mode="max" if subject.search.sign > 0 else "min",
+                num_samples=-1,
+                search_alg=_suggestions(candidates, ledger, subject, listener),
+                scheduler=_scheduler(subject.search) if stop_early else None,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=unused,
+                callbacks=[_bookkeeping(ledger, listener)],
+                failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+                verbose=0,
+            ),
+        )
+        running = distributed.in_thread(tuner.fit)
+        while not running.done():  # so that an interruption gets through
+            wait([running], timeout=0.2)
+        running.result()
+
+
+def _resources(cluster: Cluster) -> dict[str, int]:
+    """What one trial takes. Raises UserError where no node has as much."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    use_gpu = any(node.get("GPU") for node in nodes) if cluster.use_gpu == "auto" else cluster.use_gpu
+    each = {"CPU": cluster.cpus_per_worker or 1, **({"GPU": 1} if use_gpu else {})}
+    if not any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in nodes):
+        wanted = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+        most = " and ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in each)
+        raise UserError(
+            f"a trial with {wanted} would wait for ever: the largest node of Ray has {most}; "
+            "lower cluster.cpus_per_worker, or set cluster.use_gpu to false"
+        )
+    return each
+
+
+def _scheduler(search: Search) -> Any:
+    """What stops trials early. It never sees a last epoch, so that what is trained to its end is also written."""
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
+
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    if search.scheduler == "median":
+        return MedianStoppingRule(time_attr="epoch", grace_period=search.grace_epochs)
+    return ASHAScheduler(
+        time_attr="epoch", grace_period=search.grace_epochs, reduction_factor=search.reduction_factor, max_t=10**6
+    )
+
+
+def _train_candidate(given: dict[str, Any], subject: Subject, cluster: Cluster) -> None:
+    """What a trial does: the same training as everywhere. What goes wrong in it is a row of the search, not its end."""
+    from ray import tune
+
+    if given["known"]:  # by an earlier session; the scheduler is told of it
+        tune.report(given["known"])
+        return
+    objective = subject.search.objective
+
+    def told(row: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {"epoch": row["epoch"], objective: row[objective], "rows": [row], **more}
+
+    try:
+        run = subject.run(given["point"], given["seed"])
+        epochs = run.job.training.epochs
+        on_epoch = distributed.Listener(epoch=lambda row: tune.report(told(row)) if row["epoch"] < epochs else None)
+        trained = distributed.fit(run.job, cluster, identity=run.identity, listener=on_epoch)
+    except Exception as error:
+        tune.report({"failure": _one_line(error)})
+        return
+    tune.report({**told(trained.history[-1]), "rows": trained.history})
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text[:300]}"
+
+
+def _suggestions(candidates: Candidates, ledger: Ledger, subject: Subject, listener: Listener) -> Any:
+    """The candidates as a searcher of Tune's."""
+    from ray.tune.search import Searcher
+
+    class Suggestions(Searcher):
+        """Begins one trial after the other; those that cannot be trained fail here."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._asked: dict[str, tuple[Any, Trial]] = {}
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | str:
+            repeats = 0
+            while repeats < MOST_REPEATS and (candidate := candidates.next()):
+                point, seed, asked = candidate
+                if ledger.has(point, seed):
+                    repeats += 1
+                    candidates.learn(asked, None)
+                    continue
+                trial = _begun(point, seed, ledger, subject)
+                if trial.status != "failed":
+                    self._asked[trial_id] = asked, trial
+                    return _given(trial, subject.search)
+                candidates.learn(asked, trial)
+                listener.ended(trial)
+            return Searcher.FINISHED
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+            asked, trial = self._asked.pop(trial_id)
+            if trial.status == "running":  # Tune tells its callbacks later
+                trial.end(trial.failure or ("the process of the trial was lost" if error else ""))
+            candidates.learn(asked, trial)
+
+        def save_to_dir(self, *_args: Any, **_kwargs: Any) -> None:
+            """Nothing: the ledger knows."""
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+    return Suggestions()
+
+
+def _begun(point: dict[str, Any], seed: int, ledger: Ledger, subject: Subject) -> Trial:
+    """The trial of a candidate; it has failed already where its settings contradict each other."""
+    trial = ledger.begin(point, seed)
+    try:
+        run = subject.run(point, seed)
+        trial.identity, trial.epochs = run.identity, run.job.training.epochs
+    except UserError as error:
+        trial.end(_one_line(error))
+    ledger.keep(trial)
+    return trial
+
+
+def _given(trial: Trial, search: Search) -> dict[str, Any]:
+    """What Tune hands to the process of a trial."""
+    last = trial.history[-1] if trial.succeeded else None
+    known = last and {"epoch": last["epoch"], search.objective: last[search.objective]}
+    return {"number": trial.number, "point": trial.point, "seed": trial.seed, "known": known}
+
+
+def _bookkeeping(ledger: Ledger, listener: Listener) -> Any:
+    """What Tune tells of the trials, into the ledger and to the listener."""
+    from ray import tune
+
+    class Bookkeeping(tune.Callback):
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            listener.begun(self._mine(trial))
+
+        def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+            mine = self._mine(trial)
+            mine.failure = result.get("failure", "")
+            for row in result.get("rows", []):
+                mine.tell(row)
+                listener.epoch(mine, row)
+            ledger.keep(mine)
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            ledger.keep(self._mine(trial))
+            listener.ended(self._mine(trial))
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.on_trial_complete(iteration, trials, trial)
+
+        def _mine(self, trial: Any) -> Trial:
+            return ledger.trials[trial.config["number"] - 1]
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+    return Bookkeeping()
