@@ -28,7 +28,7 @@ def main() -> None:
     pictures = loading.pictures(common.PREPARED / "train.arrow", channels=card["channels"])
     source = loading.open_source(pictures, torch.device("cpu"))
     sheet = augmentation.sheet(source, card, recipe, seed=experiment.seeds[0])
-    files.write(common.REPORT / "index.html", page.render(results, card, sheet))
+    files.write(common.REPORT / "index.html", page.render(results, card, sheet, _text(common.SEARCH / "section.html")))
 
     tracking.mark(track, [result.config["espalier"]["identity"] for result in results], tag="in_report")
     for row in rows:
@@ -51,6 +51,13 @@ def _result(kind: str, name: str, seed: int) -> Result:
         confusion=confusion.reshape(classes, classes),
         config=_json(common.place(common.MODELS, kind, name, seed) / "config.json"),
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise _missing(path) from None
 
 
 def _json(path: Path) -> Any:

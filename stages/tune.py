@@ -55,11 +55,13 @@ def _teachers(search: Search, experiment: Experiment) -> dict[int, Model]:
 
 
 def _write(done: list[Trial], search: Search, best: dict[str, Any] | None) -> None:
-    text = io.StringIO()
-    YAML().dump(best, text)
+    yaml, text = YAML(), io.StringIO()
+    yaml.width = 10**6  # the command stays one line
+    yaml.dump(best, text)
     files.write_csv(common.SEARCH / "trials.csv", trials.rows(done, search))
     files.write_csv(common.SEARCH / "curves.csv", trials.curves(done))
     files.write(common.SEARCH / "best.yaml", text.getvalue())
+    files.write(common.SEARCH / "section.html", pictures.section(done, search, best) if best else "")
     files.write(common.SEARCH / "importance.svg", svg(pictures.importance(done, search)))
     files.write(common.SEARCH / "parallel.svg", svg(pictures.parallel(done, search)))
 

@@ -2,13 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from pipeline.report import figures
 from pipeline.report.figures import Figure, Scale
 from pipeline.search.candidates import importances
-from pipeline.search.trials import Trial
+from pipeline.search.trials import Trial, best_first
 from pipeline.space import Domain, Search
+
+MOST_CURVES = 10
 
 
 def line(trial: Trial, search: Search) -> str:
@@ -69,3 +76,39 @@ def _range(label: str, low: float, high: float, values: Sequence[float], *, log:
 
     thirds = [low * (high / low) ** (i / 3) if log else low + (high - low) * i / 3 for i in range(4)]
     return Scale(label, {f"{tick:.3g}": place(tick) for tick in thirds}, [place(value) for value in values])
+
+
+def section(trials: Sequence[Trial], search: Search, best: dict[str, Any]) -> str:
+    """The part of the report page: the table in the form of Hu, Sun and Zhang, the figures and the curves."""
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    return environment.get_template("search.html").render(
+        search=search,
+        best=best,
+        label=search.student if search.guidance is None else f"{search.student} under the guidance {search.guidance}",
+        names=short(list(search.space)),
+        several=len({trial.seed for trial in trials}) > 1,
+        rows=[_row(trial) for trial in trials],
+        parallel=Markup(figures.svg(parallel(trials, search))),
+        importance=Markup(figures.svg(importance(trials, search))),
+        accuracies=Markup(figures.svg(curves(trials, search, "val_accuracy", "validation accuracy"))),
+        losses=Markup(figures.svg(curves(trials, search, "val_loss", "validation loss (nats)"))),
+    )
+
+
+def curves(trials: Sequence[Trial], search: Search, key: str, label: str) -> Figure:
+    """One line per trial over its epochs; of many trials, those that came furthest."""
+    shown = [trial for group in best_first(trials, search) for trial in group][:MOST_CURVES]
+    named = {f"trial {trial.number}": [[(row["epoch"], row[key]) for row in trial.history]] for trial in shown}
+    return figures.learning_curves(named, x="epoch", y=label, log=key == "val_loss")
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "seed": trial.seed,
+        "status": trial.status,
+        "point": list(trial.point.values()),
+        "last": trial.history[-1] if trial.succeeded else None,
+        "seconds": median(row["train_seconds"] for row in trial.history) if trial.history else None,
+        "failure": trial.failure,
+    }

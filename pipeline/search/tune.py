@@ -22,6 +22,7 @@ from pipeline.search.trials import Ledger, Trial, best_first
 from pipeline.space import Search
 
 ENVIRONMENT = {  # before Ray is imported
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one cannot be silent
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
@@ -49,7 +50,7 @@ def search(subject: Subject, cluster: Cluster, *, seeds: Sequence[int], identity
         return []
     with distributed.alone(folder):
         ledger, finished = Ledger(folder), folder / "finished.json"
-        asked = {"search": plan.model_dump(), "seeds": list(seeds)}
+        asked = {"search": plan.model_dump(), "seeds": list(seeds) if plan.finalists else [seeds[0]]}
         if finished.is_file() and json.loads(finished.read_text()) == asked:
             return ledger.before
         os.environ.update(ENVIRONMENT)
