@@ -16,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline import networks
 from pipeline.networks import AnyNetwork, Network, Resnet, Vit  # noqa: F401 (also known here)
-from pipeline.section import Count, Fraction, Probability, Section, UserError
+from pipeline.section import Count, Fraction, Positive, Probability, Section, UserError
 from pipeline.space import Search
 
 PARAMS = Path("params.yaml")
@@ -109,12 +109,23 @@ class Training(Section):
     passes_per_epoch: Count = 1  # over all pictures: 3 is what Lee et al. call an epoch with "repeated augmentation"
     batch_size: Count
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None  # pixels, of the batches; null: as the pictures are stored
-    optimizer: Literal["adamw", "sgd"]
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    optimizer: Literal["adamw", "sgd", "lion", "muon"]
+    sharpness_radius: Positive | None = None  # sharpness-aware minimisation (Foret et al. 2021) around any optimizer
+    learning_rate: Positive  # the peak
+    reference_batch_size: Count | None = None  # the one that learning_rate is for; it is scaled to batch_size by their ratio
+    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"  # step: a tenth from 1/2, a hundredth from 3/4 on
+    floor_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the peak, where the schedule ends
     warmup_epochs: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    decay_all: bool = False  # norms, biases, tokens and positions too
+    gradient_clip: Positive | None = None  # the largest norm of the gradient
+    accumulate: Count = 1  # parts in which a worker's share of a batch is worked on, one after the other
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 on GPUs that have it, float32 elsewhere
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # per step, of an average of the weights
+    result: Literal["last", "ema", "best", "best_ema"] = "last"  # the weights that are kept; best by validation accuracy
+    patience_epochs: Count | None = None  # stop after so many without a better validation accuracy
+    precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 on GPUs that have it, float32 elsewhere
+    compile: bool = False  # by torch.compile
     augmentation: Augmentation
 
     @model_validator(mode="after")
@@ -123,6 +134,14 @@ class Training(Section):
             raise ValueError(f"the budget is either epochs (here {self.epochs}) or images (here {self.images or 0})")
         if self.epochs and self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Training":
+        if "ema" in self.result and self.ema_decay is None:
+            raise ValueError(f"result {self.result} needs ema_decay; set it, say to 0.99, or choose last or best")
+        if self.sharpness_radius and self.precision == "float16":
+            raise ValueError("sharpness_radius does not go with precision float16; bfloat16 and float32 do")
         return self
 
     @model_validator(mode="after")
@@ -147,16 +166,23 @@ class Guidance(Section):
     """Locality guidance (Li et al. 2022) and how its weight beta goes over the training."""
 
     beta: Annotated[float, Field(ge=0)]
-    schedule: Literal["constant", "linear", "cosine"]
-    end_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of the epochs, where a decaying beta reaches 0
-    student_layers: list[Annotated[int, Field(ge=0)]] | None = None  # null: first, middle and last block
+    schedule: Literal["constant", "linear", "cosine", "step", "adaptive"]  # step: whole up to end_fraction, then gone
+    end_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of the epochs, where beta reaches 0
+    window_fraction: Fraction = 1 / 6  # adaptive: of the epochs, over which the loss is smoothed, twice
+    stop_slope: float = -6.0  # adaptive: of the smoothed loss, in its change over a whole training; flatter ends guidance
+    loss: Literal["mse", "cosine", "attention"] = "mse"
+    normalise: bool = False  # maps to zero mean and unit variance, picture by picture and channel by channel, before the loss
+    projection_kernel: Literal[1, 3] = 1  # of the convolutions that bring the student's channels to the teacher's
+    student_layers: list[Annotated[int, Field(ge=0)]] | None = None  # null: those of the papers
+    teacher_layers: list[Annotated[int, Field(ge=0)]] | None = None
 
     @model_validator(mode="after")
     def _end_belongs_to_a_decay(self) -> "Guidance":
-        if self.schedule == "constant" and self.end_fraction is not None:
-            raise ValueError("end_fraction has no effect on the constant schedule; remove it, or choose linear or cosine")
-        if self.schedule != "constant" and self.end_fraction is None:
-            raise ValueError(f"end_fraction is missing: where, in (0, 1], does the {self.schedule} decay reach zero?")
+        if self.schedule in ("constant", "adaptive"):
+            if self.end_fraction is not None:
+                raise ValueError(f"end_fraction has no effect on schedule {self.schedule}; remove it, or choose cosine")
+        elif self.end_fraction is None:
+            raise ValueError(f"end_fraction is missing: where, in (0, 1], does schedule {self.schedule} reach zero?")
         return self
 
 

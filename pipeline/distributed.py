@@ -145,8 +145,8 @@ def _in_process(job: Job, cluster: Cluster, place: str, listener: Listener) -> T
         torch.set_num_threads(cluster.cpus_per_worker)
     keeper = Keeper(place, cluster.checkpoint_seconds)
     reporter = LocalReporter(keeper, engine.device_of(cluster.use_gpu), listener)
-    state = loop.train(job, reporter, residence=cluster.data, loader_threads=cluster.cpus_per_worker)
-    return Trained(state.history, state.weights())
+    state = loop.train(job, reporter, residence=cluster.data)
+    return Trained(state.history, state.weights(job.training.result))
 
 
 # On Ray
@@ -220,7 +220,7 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
             "events": events,
             "place": place,
             "checkpoint_seconds": cluster.checkpoint_seconds,
-            "loading": {"residence": cluster.data, "loader_threads": cluster.cpus_per_worker},
+            "residence": cluster.data,
         }
         trainer = _trainer(config, cluster, unused)
         running = in_thread(trainer.fit)
@@ -313,10 +313,11 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     keeper = Keeper(config["place"], config["checkpoint_seconds"])
     reporter = RayReporter(config["events"], keeper, get_device())
     try:
-        state = loop.train(ray.get(config["job"]), reporter, **config["loading"])
+        job = ray.get(config["job"])
+        state = loop.train(job, reporter, residence=config["residence"])
     except UserError as error:  # a restart would only repeat it
         return {"mistake": str(error)}
-    return {"history": state.history, "weights": save(state.weights())}
+    return {"history": state.history, "weights": save(state.weights(job.training.result))}
 
 
 def in_thread(action: Callable[[], Any]) -> Future[Any]:

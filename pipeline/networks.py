@@ -437,7 +437,7 @@ AnyNetwork = (
 Network = Annotated[AnyNetwork, Field(discriminator="model")]
 
 
-def models() -> dict[str, type[Section]]:
+def models() -> dict[str, type[Any]]:
     """The settings class of each model name."""
     return {get_args(network.model_fields["model"].annotation)[0]: network for network in get_args(AnyNetwork)}
 

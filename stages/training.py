@@ -6,6 +6,7 @@ from typing import Any
 from pipeline import distributed, files, runs, tracking
 from pipeline.config import Cluster, Guidance, Network, Tracking, Training
 from pipeline.progress import progress
+from pipeline.training import selection
 from pipeline.training.checkpoint import Model, save_model
 from stages import common
 
@@ -19,6 +20,8 @@ CURVE = (
     "guidance_loss",
     "val_loss",
     "val_accuracy",
+    "val_ema_loss",
+    "val_ema_accuracy",
 )
 
 
@@ -53,16 +56,16 @@ def train(
         save_model(folder, Model(run.job.config, trained.weights))
         tracked.artifacts(folder, "model")
     results = common.place(common.RESULTS, kind, name, seed)
-    files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE} for row in trained.history])
-    files.write_json(results / "training.json", _summary(trained.history))
+    files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE if key in row} for row in trained.history])
+    files.write_json(results / "training.json", _summary(trained.history, run.job.training))
 
 
-def _summary(history: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(history: list[dict[str, Any]], training: Training) -> dict[str, Any]:
     seconds, typical = sum(row["train_seconds"] for row in history), _typical_seconds(history)
     last = history[-1]
     return {
-        "val_accuracy": last["val_accuracy"],
-        "val_loss": last["val_loss"],
+        "result": training.result,
+        **selection.chosen(history, training),
         "train_loss": last["train_loss"],
         "images_seen": last["images_seen"],
         "train_seconds": round(seconds, 3),

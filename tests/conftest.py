@@ -6,11 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from pipeline import config, models
 from pipeline.config import Augmentation, Cluster, Resnet, Training, Vit
 from pipeline.training.checkpoint import Model, model_config
 from pipeline.training.loop import Job, Pictures
+
+settings.register_profile("laws", deadline=None)  # a law holds on a busy machine too
+settings.load_profile("laws")
 
 CLASSES = ["cat", "dog", "emu"]
 CARD = {"image_shape": [8, 8, 3], "classes": CLASSES, "mean": [0.5] * 3, "std": [0.25] * 3, "fingerprint": "f"}

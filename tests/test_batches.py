@@ -187,7 +187,7 @@ def test_a_split_that_is_carried_is_the_same_as_one_that_is_opened(residence, ca
 
 def test_encoded_pictures_are_decoded_and_cannot_be_resident(tmp_path):
     pictures = loading.pictures(split_file(tmp_path, stored=False), channels=3)
-    assert same(epoch(loading.open_source(pictures, torch.device("cpu"), threads=2)), epoch())
+    assert same(epoch(loading.open_source(pictures, torch.device("cpu"))), epoch())
     with pytest.raises(UserError, match="cluster.data is resident, but data.image_size is null"):
         loading.open_source(pictures, torch.device("cpu"), residence="resident")
 

@@ -60,7 +60,7 @@ def test_the_committed_params_are_valid():
         ("experiment.seeds", [], "experiment.seeds is []: list should have at least 1 item after validation, not 0"),
         ("data.source", "cifra", "data.source is 'cifra': input should be 'digits', 'image_folder', 'parquet'"),
         ("data.download", True, "data: download is known for cifar10, cifar100, svhn, flowers102, not for digits; fetch it"),
-        ("guidance.constant.end_fraction", 0.5, "guidance.constant: end_fraction has no effect on the constant schedule"),
+        ("guidance.constant.end_fraction", 0.5, "guidance.constant: end_fraction has no effect on schedule constant"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(params, path, value, line):

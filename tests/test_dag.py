@@ -26,7 +26,7 @@ HOMES = {  # a third-party package -> the only modules that may import it
     "mlflow": {"pipeline/tracking.py"},
     "ray": {"pipeline/distributed.py", "pipeline/search/tune.py"},
     "optuna": {"pipeline/search/candidates.py"},
-    "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py"},
+    "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py", "pipeline/training/optim.py"},
     "matplotlib": {"pipeline/report/figures.py"},
     "dvc": set(),
 }

@@ -184,6 +184,13 @@ def test_dropped_duplicates_are_train_pictures_and_named(repetitive, tmp_path):
     assert not any(card["duplicates"].values()) and card["counts"] == {"train": 38, "validation": 3, "test": 3}
 
 
+def test_a_class_that_is_dropped_whole_is_refused(repetitive, tmp_path):
+    for index in range(20):
+        (repetitive / f"train/dog/{index}.png").rename(repetitive / f"test/dog/{index}.png")
+    with pytest.raises(UserError, match="^no training picture of class dog$"):
+        made(data(repetitive, duplicates="drop"), tmp_path / "out")
+
+
 def test_refused_duplicates_are_one_line(repetitive, tmp_path):
     with pytest.raises(UserError, match=r"^5 duplicates: train: train/cat/0.png = test: test/cat/copy.png; .+ drop or warn$"):
         made(data(repetitive, duplicates="error"), tmp_path / "out")

@@ -191,13 +191,13 @@ MISTAKES = {
         "image_folder",
         lambda root: [(root / name).mkdir() for name in "ab"],
         "",
-        "no readable picture in the train split",
+        "no picture that can be used in the train split",
     ),
     "zero test pictures": (
         "image_folder",
         lambda root: [layouts.image_folder(root), *(path.unlink() for path in root.glob("test/*/*"))],
         "",
-        "no readable picture in the test split",
+        "no picture that can be used in the test split",
     ),
     "a class that train has not": (
         "image_folder",

@@ -78,7 +78,7 @@ def test_the_dag_gives_models_metrics_and_a_report(project):
         assert 0.1 < float(row["test_accuracy"]) <= 1
         folder = project / "models" / row["network"] / "0"
         assert (folder / "model.safetensors").is_file() and json.loads((folder / "config.json").read_text())["espalier"]
-    assert (project / "report/index.html").read_text().count("<svg") == 2 + len(table)
+    assert (project / "report/index.html").read_text().count("<svg") == 3 + len(table)
 
 
 def test_nothing_but_the_lock_is_new_to_git(project):

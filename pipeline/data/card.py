@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.rows import Rows
+from pipeline.data.rows import Rows, repeated
 
 IMBALANCE = 3.0  # times the pictures of the smallest class in the largest, from which it is told
 NAMED = 3  # pictures in a sentence; the card's lists name all
@@ -38,16 +38,17 @@ def duplicates(splits: dict[str, Rows], classes: list[str]) -> dict[str, list[li
     different labels, each named.
     """
     places: dict[bytes, list[tuple[str, int, str]]] = defaultdict(list)
-    for split, rows in splits.items():
-        for digest, label, name in zip(rows.facts["digest"], rows.facts["label"], rows.names, strict=True):
-            places[digest].append((split, label, name))
-    repeated = sorted(where for where in places.values() if len(where) > 1)
+    for split, chosen in repeated(splits).items():
+        for row in chosen:
+            facts = splits[split].facts[row]
+            places[facts["digest"]].append((split, int(facts["label"]), splits[split].names[row]))
+    groups = sorted(places.values())
     return {
-        "across": [_named(where) for where in repeated if len({split for split, _, _ in where}) > 1],
-        "within": [_named(where) for where in repeated if len({split for split, _, _ in where}) < len(where)],
+        "across": [_named(where) for where in groups if len({split for split, _, _ in where}) > 1],
+        "within": [_named(where) for where in groups if len({split for split, _, _ in where}) < len(where)],
         "conflicting": [
             [f"{split}: {name} as {classes[label]}" for split, label, name in where]
-            for where in repeated
+            for where in groups
             if len({label for _, label, _ in where}) > 1
         ],
     }

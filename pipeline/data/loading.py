@@ -2,7 +2,7 @@
 
 Resident  the whole split is one tensor on the training device
 Stored    rows of a memory-mapped file are read and copied to the device, ahead of need
-Encoded   the files as their owner encoded them are decoded by threads, ahead of need
+Encoded   the files as their owner encoded them are decoded by threads, as many as torch has, ahead of need
 
 The order of the pictures is free in each of them, so it can be exactly the same for any number of workers. That is why
 large data is a file that all nodes see, and not a stream of shards: the file system has to serve random reads of one
@@ -144,10 +144,10 @@ def pictures(path: Path, *, channels: int) -> Pictures:
     return Pictures(None, split.labels, str(path.resolve()), channels)
 
 
-def open_source(pictures: Pictures, device: torch.device, *, residence: str = "auto", threads: int | None = None) -> Source:
+def open_source(pictures: Pictures, device: torch.device, *, residence: str = "auto") -> Source:
     """The pictures for a training on the device.
 
-    residence: "resident", "streaming" or "auto", which is resident where the split fits. threads: that decode.
+    residence: "resident", "streaming" or "auto", which is resident where the split fits.
     """
     labels = _tensor(pictures.labels).to(device)
     pixels = pictures.pixels
@@ -156,7 +156,7 @@ def open_source(pictures: Pictures, device: torch.device, *, residence: str = "a
         if not split.image_shape:
             if residence == "resident":
                 raise UserError("cluster.data is resident, but data.image_size is null: pictures are decoded batch by batch")
-            return Encoded(split.encoded, labels, pictures.channels, threads or len(os.sched_getaffinity(0)))
+            return Encoded(split.encoded, labels, pictures.channels, torch.get_num_threads())
         pixels = split.pixels
     if residence == "resident" or (residence == "auto" and _fits(pixels.nbytes, device)):
         return Resident(_tensor(pixels).to(device), labels)

@@ -38,11 +38,11 @@ def _split(source: Source, data: Data, scratch: Scratch) -> tuple[dict[str, Rows
     """The rows of train, validation and test, and the duplicates that were dropped."""
     given = {name: scratch.add(_shown(pictures, name)) for name, pictures in source.splits.items()}
     _refuse_unreadable(scratch.unreadable, data)
-    for name, rows in given.items():
-        _refuse_mislabelled(rows, name, source.classes, data)
+    _refuse_mislabelled(given, source.classes, data)
     dropped: list[list[str]] = []
     if data.duplicates == "drop":
         given, dropped = splits.without_duplicates(given, source.classes)
+        _refuse_mislabelled(given, source.classes, data)
     whole = splits.complete(given, source.classes, data)
     if data.duplicates == "error":
         _refuse_duplicates(cards.duplicates(whole, source.classes))
@@ -92,14 +92,15 @@ def _refuse_unreadable(unreadable: list[dict[str, str]], data: Data) -> None:
         raise UserError(f"{len(unreadable)} unreadable: {named}; mend or remove, or set data.unreadable: skip")
 
 
-def _refuse_mislabelled(rows: Rows, split: str, classes: list[str], data: Data) -> None:
-    if len(rows) == 0:
-        raise UserError(f"data.path '{data.path}': no readable picture in the {split} split")
-    labels = rows.facts["label"]
-    if wrong := np.flatnonzero((labels < 0) | (labels >= len(classes))).tolist():
-        named = _some([f"{rows.names[row]} has {labels[row]}" for row in wrong])
-        raise UserError(f"{len(wrong)} labels are not among the {len(classes)} classes (0 to {len(classes) - 1}): {named}")
-    if split == "train" and (missing := sorted(set(range(len(classes))) - set(labels.tolist()))):
+def _refuse_mislabelled(given: dict[str, Rows], classes: list[str], data: Data) -> None:
+    for split, rows in given.items():
+        if len(rows) == 0:
+            raise UserError(f"data.path '{data.path}': no picture that can be used in the {split} split")
+        labels = rows.facts["label"]
+        if wrong := np.flatnonzero((labels < 0) | (labels >= len(classes))).tolist():
+            named = _some([f"{rows.names[row]} has {labels[row]}" for row in wrong])
+            raise UserError(f"{len(wrong)} labels are not among the {len(classes)} classes (0 to {len(classes) - 1}): {named}")
+    if missing := sorted(set(range(len(classes))) - set(given["train"].facts["label"].tolist())):
         raise UserError(f"no training picture of class {_some([classes[label] for label in missing])}")
 
 

@@ -55,6 +55,14 @@ class Rows:
         return Rows(self.facts[rows], [self.names[row] for row in rows])
 
 
+def repeated(splits: dict[str, Rows]) -> dict[str, list[int]]:
+    """Of each split the rows whose content is there more than once, in that split or in several."""
+    digests = np.concatenate([rows.facts["digest"] for rows in splits.values()])
+    values, counts = np.unique(digests, return_counts=True)
+    several = values[counts > 1]
+    return {name: np.flatnonzero(np.isin(rows.facts["digest"], several)).tolist() for name, rows in splits.items()}
+
+
 @dataclass
 class Scratch:
     """A file of pictures as they will be stored, one after the other. image_size None: as their owner encoded them."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.config import Data, UserError
 from pipeline.data.prepared import SPLITS
-from pipeline.data.rows import Rows
+from pipeline.data.rows import Rows, repeated
 
 
 def complete(given: dict[str, Rows], classes: list[str], data: Data) -> dict[str, Rows]:
@@ -51,19 +51,20 @@ def without_duplicates(given: dict[str, Rows], classes: list[str]) -> tuple[dict
 
     A validation picture that is a test picture goes too. The second value names each dropped picture and the kept one.
     """
-    seen: dict[bytes, str] = {}
-    kept, dropped = {}, []
-    for split in reversed([name for name in SPLITS if name in given]):
-        rows, stay, held = given[split], [], dict(seen)
-        for row, (digest, label, name) in enumerate(zip(rows.facts["digest"], rows.facts["label"], rows.names, strict=True)):
-            place = f"{split}: {name} as {classes[label]}"
-            if digest in (held if split == "train" else seen):
-                dropped.append([place, held[digest]])
-            else:
-                stay.append(row)
-                held.setdefault(digest, place)
-        kept[split], seen = rows.take(stay), held
-    return {name: kept[name] for name in given}, sorted(dropped)
+    places = {split: given[split] for split in reversed(SPLITS) if split in given}
+    chosen, dropped = repeated(places), []
+    earlier: dict[bytes, str] = {}  # content -> where it is kept
+    kept = {}
+    for split, rows in places.items():
+        stay, seen = np.ones(len(rows), dtype=bool), dict(earlier)
+        for row in chosen[split]:
+            digest, place = rows.facts["digest"][row], f"{split}: {rows.names[row]} as {classes[rows.facts['label'][row]]}"
+            stay[row] = digest not in (seen if split == "train" else earlier)
+            if not stay[row]:
+                dropped.append([place, seen[digest]])
+            seen.setdefault(digest, place)
+        kept[split], earlier = rows.take(np.flatnonzero(stay)), seen
+    return {split: kept[split] for split in given}, sorted(dropped)
 
 
 def _keys(rows: Rows, seed: int, part: str) -> np.ndarray:

@@ -89,8 +89,9 @@ class ShiftedPatchEmbedding(nn.Module):
         both = torch.stack([exact.mean(1), exact.square().mean(1)], dim=1)
         height, width = (side - 2 * self.shift for side in padded.shape[2:])
         seen = [both[:, :, top : top + height, left : left + width] for top, left in self._places()]
-        mean, square = (sum(F.avg_pool2d(each, self.patch_size) for each in seen) / len(seen)).unbind(1)  # type: ignore[union-attr]
-        return mean[..., None].to(padded.dtype), (square - mean.square())[..., None].to(padded.dtype)
+        mean, square = torch.stack([F.avg_pool2d(each, self.patch_size) for each in seen]).mean(0)[..., None].unbind(1)
+        precision = self.projection.weight.dtype
+        return mean.to(precision), (square - mean.square()).to(precision)
 
     def _places(self) -> list[tuple[int, int]]:
         """Top and left of the picture and its copies in the padded picture."""

@@ -94,7 +94,7 @@ def contact_sheet(columns: Mapping[str, np.ndarray], rows: Sequence[str], captio
                     image if image.shape[2] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
                 )
                 axes.set(xticks=[], yticks=[])
-                axes.set_xlabel(captions.get(title, [""] * len(rows))[row], fontsize=6, labelpad=1, linespacing=0.9)
+                axes.set_xlabel(captions.get(title, [""] * len(rows))[row], fontsize=6, labelpad=1, linespacing=1.1)
         for row, name in enumerate(rows):
             grid[row, 0].set_ylabel(_short(name), fontsize=7)
     return figure

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from pipeline.report import figures
 from pipeline.report.figures import Figure, Scale
 from pipeline.search.candidates import importances
-from pipeline.search.trials import Trial, best_first
+from pipeline.search.trials import OBJECTIVE, Trial, best_first
 from pipeline.space import Domain, Search
 
 MOST_CURVES = 10
@@ -25,7 +25,7 @@ def line(trial: Trial, search: Search) -> str:
         return f"trial {trial.number} failed: {trial.failure} ({point})"
     last = trial.history[-1]
     how = f"{trial.status} after epoch {last['epoch']}/{trial.epochs}"
-    return f"trial {trial.number} {how}: {search.objective} {last[search.objective]:.4f} ({point}, seed {trial.seed})"
+    return f"trial {trial.number} {how}: {search.objective} {last[OBJECTIVE]:.4f} ({point}, seed {trial.seed})"
 
 
 def short(names: Sequence[str]) -> list[str]:
@@ -53,7 +53,7 @@ def parallel(trials: Sequence[Trial], search: Search) -> Figure:
     names = short(list(search.space))
     values = [[trial.point[name] for trial in shown] for name in search.space]
     scales = [_scale(*each) for each in zip(names, search.space.values(), values, strict=True)]
-    scores = [trial.history[-1][search.objective] for trial in shown]
+    scores = [trial.history[-1][OBJECTIVE] for trial in shown]
     scales.append(_range(search.objective, min(scores), max(scores), scores))
     merits = [trial.score(search) for trial in shown]
     return figures.parallel_coordinates(scales, merits, early=[trial.status == "stopped" for trial in shown])

@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline import config, runs
-from pipeline.search.trials import Ledger, Trial
+from pipeline.search.trials import OBJECTIVE, Ledger, Trial
 from pipeline.space import Domain, Search
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def importances(trials: Sequence[Trial], search: Search) -> tuple[dict[str, floa
     epoch = min((trial.history[-1]["epoch"] for trial in scored), default=0)
     study, spread = _study(search, seed=0), set()
     for trial in scored:
-        value = next(row[search.objective] for row in trial.history if row["epoch"] == epoch)
+        value = next(row[OBJECTIVE] for row in trial.history if row["epoch"] == epoch)
         point = encoded(trial.point, search.space)
         study.add_trial(optuna.trial.create_trial(value=value, params=point, distributions=distributions(search.space)))
         spread.add(value)

@@ -14,7 +14,8 @@ from pipeline import files
 from pipeline.metrics import mean_and_spread
 from pipeline.space import Search
 
-FACTS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+OBJECTIVE = "objective"  # in a row: the search's objective of the weights that a training would keep if it ended there
+FACTS = (OBJECTIVE, "train_loss", "train_accuracy", "val_loss", "val_accuracy")
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Trial:
     identity: str = ""  # of its run; a candidate whose settings contradict each other has none
     status: str = "running"  # running | finished | stopped (early) | failed
     failure: str = ""  # one line
-    epochs: int = 0  # after which it is finished
+    epochs: int = 0  # after which it is finished at the latest
+    over: bool = False  # it was trained to its end
     history: list[dict[str, Any]] = field(default_factory=list)  # a row per epoch
 
     def tell(self, row: dict[str, Any]) -> None:
@@ -41,7 +43,7 @@ class Trial:
         if not failure and not math.isfinite(self.history[-1]["val_loss"]):
             failure = f"the validation loss is {self.history[-1]['val_loss']}"
         self.failure = failure
-        self.status = "failed" if self.failure else "finished" if self.history[-1]["epoch"] == self.epochs else "stopped"
+        self.status = "failed" if self.failure else "finished" if self.over else "stopped"
 
     @property
     def succeeded(self) -> bool:
@@ -54,7 +56,7 @@ class Trial:
 
     def score(self, search: Search) -> float:
         """The objective after its last epoch; more is better."""
-        return search.sign * self.history[-1][search.objective]
+        return search.sign * self.history[-1][OBJECTIVE]
 
 
 class Ledger:
@@ -108,7 +110,7 @@ def best_first(trials: Iterable[Trial], search: Search) -> list[list[Trial]]:
             groups.setdefault(json.dumps(trial.point), []).append(trial)
 
     def merit(group: list[Trial]) -> tuple[int, float, float]:
-        done = min(trial.history[-1]["epoch"] / trial.epochs for trial in group)
+        done = min(1 if trial.over else trial.history[-1]["epoch"] / trial.epochs for trial in group)
         return len(group), done, mean(trial.score(search) for trial in group)
 
     return sorted(groups.values(), key=merit, reverse=True)

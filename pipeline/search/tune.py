@@ -17,9 +17,11 @@ from typing import Any
 
 from pipeline import distributed, files
 from pipeline.config import Cluster, UserError
+from pipeline.runs import Run
 from pipeline.search.candidates import Candidates, Drawn, Listed, Subject
-from pipeline.search.trials import Ledger, Trial, best_first
+from pipeline.search.trials import OBJECTIVE, Ledger, Trial, best_first
 from pipeline.space import Search
+from pipeline.training import selection
 
 ENVIRONMENT = {  # before Ray is imported
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one cannot be silent
@@ -92,7 +94,7 @@ def _tune(
         tuner = tune.Tuner(
             tune.with_resources(trainable, {name.lower(): amount for name, amount in resources.items()}),
             tune_config=tune.TuneConfig(
-                metric=subject.search.objective,
+                metric=OBJECTIVE,
                 mode="max" if subject.search.sign > 0 else "min",
                 num_samples=-1,
                 search_alg=_suggestions(candidates, ledger, subject, listener),
@@ -149,20 +151,31 @@ def _train_candidate(given: dict[str, Any], subject: Subject, cluster: Cluster) 
     if given["known"]:  # by an earlier session; the scheduler is told of it
         tune.report(given["known"])
         return
-    objective = subject.search.objective
+    history: list[dict[str, Any]] = []
 
-    def told(row: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"epoch": row["epoch"], objective: row[objective], "rows": [row], **more}
+    def on_epoch(row: dict[str, Any]) -> None:
+        history.append(row)
+        if not selection.is_over(history, run.job.training):
+            tune.report(_told([_judged(history, run, subject.search)], finished=False))
 
     try:
         run = subject.run(given["point"], given["seed"])
-        epochs = run.job.training.epochs
-        on_epoch = distributed.Listener(epoch=lambda row: tune.report(told(row)) if row["epoch"] < epochs else None)
-        trained = distributed.fit(run.job, cluster, identity=run.identity, listener=on_epoch)
+        listener = distributed.Listener(epoch=on_epoch)
+        trained = distributed.fit(run.job, cluster, identity=run.identity, listener=listener).history
     except Exception as error:
         tune.report({"failure": _one_line(error)})
         return
-    tune.report({**told(trained.history[-1]), "rows": trained.history})
+    rows = [_judged(trained[: end + 1], run, subject.search) for end in range(len(trained))]
+    tune.report(_told(rows, finished=True))
+
+
+def _judged(history: list[dict[str, Any]], run: Run, search: Search) -> dict[str, Any]:
+    """The last epoch, and what the objective is of the weights that would be kept after it."""
+    return history[-1] | {OBJECTIVE: selection.chosen(history, run.job.training)[search.objective]}
+
+
+def _told(rows: list[dict[str, Any]], *, finished: bool) -> dict[str, Any]:
+    return {"epoch": rows[-1]["epoch"], OBJECTIVE: rows[-1][OBJECTIVE], "rows": rows, "finished": finished}
 
 
 def _one_line(error: BaseException) -> str:
@@ -192,7 +205,7 @@ def _suggestions(candidates: Candidates, ledger: Ledger, subject: Subject, liste
                 trial = _begun(point, seed, ledger, subject)
                 if trial.status != "failed":
                     self._asked[trial_id] = asked, trial
-                    return _given(trial, subject.search)
+                    return _given(trial)
                 candidates.learn(asked, trial)
                 listener.ended(trial)
             return Searcher.FINISHED
@@ -224,10 +237,9 @@ def _begun(point: dict[str, Any], seed: int, ledger: Ledger, subject: Subject) -
     return trial
 
 
-def _given(trial: Trial, search: Search) -> dict[str, Any]:
+def _given(trial: Trial) -> dict[str, Any]:
     """What Tune hands to the process of a trial."""
-    last = trial.history[-1] if trial.succeeded else None
-    known = last and {"epoch": last["epoch"], search.objective: last[search.objective]}
+    known = _told(trial.history[-1:], finished=trial.over) if trial.succeeded else None
     return {"number": trial.number, "point": trial.point, "seed": trial.seed, "known": known}
 
 
@@ -241,7 +253,7 @@ def _bookkeeping(ledger: Ledger, listener: Listener) -> Any:
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
             mine = self._mine(trial)
-            mine.failure = result.get("failure", "")
+            mine.failure, mine.over = result.get("failure", ""), result.get("finished", mine.over)
             for row in result.get("rows", []):
                 mine.tell(row)
                 listener.epoch(mine, row)

@@ -10,7 +10,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline import files, models
 from pipeline.config import UserError
@@ -25,34 +27,41 @@ class State:
     network: nn.Module
     projections: nn.Module
     optimizer: Optimizer
+    scaler: GradScaler
+    ema: AveragedModel | None = None  # of the network's weights
+    best: dict[str, Tensor] = field(default_factory=dict)  # the weights of the best epoch, where they are wanted
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
 
     def to_bytes(self) -> bytes:
         """The whole state, as a file that `restore` reads."""
         buffer = io.BytesIO()
-        torch.save(
-            {
-                "network": self.network.state_dict(),
-                "projections": self.projections.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "history": self.history,
-            },
-            buffer,
-        )
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        torch.save({**parts, "best": self.best, "history": self.history}, buffer)
         return buffer.getvalue()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The network's weights, on the CPU."""
-        return {name: weight.detach().cpu().contiguous() for name, weight in self.network.state_dict().items()}
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "network": self.network,
+            "projections": self.projections,
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+        }
+        return parts if self.ema is None else {**parts, "ema": self.ema}
+
+    def weights(self, result: str = "last") -> dict[str, Tensor]:
+        """The weights that a recipe calls its result, on the CPU."""
+        if "best" in result:
+            return self.best
+        network = self.ema.module if result == "ema" and self.ema else self.network
+        return {name: weight.detach().cpu().clone().contiguous() for name, weight in network.state_dict().items()}
 
     def restore(self, content: bytes) -> None:
         """Continue from what `to_bytes` gave. Raises Damaged where the content is not that."""
         try:
             saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            self.network.load_state_dict(saved["network"])
-            self.projections.load_state_dict(saved["projections"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.history = list(saved["history"])
+            for name, part in self._parts().items():
+                part.load_state_dict(saved[name])
+            self.best, self.history = dict(saved["best"]), list(saved["history"])
         except Exception as error:  # torch raises whatever its unpickler and its archive reader raise
             raise Damaged(f"{type(error).__name__}: {error}") from error
 

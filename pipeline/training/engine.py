@@ -1,14 +1,17 @@
 """A step, an epoch, an evaluation: tensors in, sums out. Knows no Ray and no files."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config import UserError
 from pipeline.metrics import CALIBRATION_BINS, Counts
@@ -44,6 +47,7 @@ class Objective:
     pixels: Pixels
     label_smoothing: float
     precision: torch.dtype
+    guidance_loss: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] = guidance_loss
 
     def __call__(self, images: Tensor, labels: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """The loss, and the sums (4,): cross entropy, guidance loss, correct pictures, pictures.
@@ -57,7 +61,7 @@ class Objective:
                 logits = self.model(inputs)
             else:
                 logits, maps = self.model(inputs)
-                guidance = guidance_loss(maps, self.teacher(inputs))
+                guidance = self.guidance_loss(maps, self.teacher(inputs))
         entropy = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         correct = (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
         count = len(labels)
@@ -65,10 +69,59 @@ class Objective:
         return entropy + beta * guidance, sums
 
 
+@dataclass(frozen=True)
+class Update:
+    """How the gradients of a batch change the weights.
+
+    accumulate: parts in which the batch is worked on. sharpness_radius: of sharpness-aware minimisation (Foret et al.
+    2021, equation 2), over all workers' pictures. gradient_clip: the largest norm. None switches one off.
+    """
+
+    optimizer: Optimizer
+    scaler: GradScaler
+    ema: AveragedModel | None
+    network: nn.Module  # whose weights are averaged
+    accumulate: int = 1
+    sharpness_radius: float | None = None
+    gradient_clip: float | None = None
+
+    def __call__(self, gradients: Callable[[], Tensor]) -> Tensor:
+        """One step of the optimizer; `gradients` adds up the gradients at the present weights and gives the sums."""
+        sums = gradients()
+        if self.sharpness_radius:
+            self._sharpen(gradients, self.sharpness_radius)
+        if self.gradient_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._parameters(), self.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update_parameters(self.network)
+        return sums
+
+    def _sharpen(self, gradients: Callable[[], Tensor], radius: float) -> None:
+        """Put in place the gradients of where the loss is about the highest within the radius."""
+        sloped = [(parameter, parameter.grad) for parameter in self._parameters() if parameter.grad is not None]
+        length = nn.utils.get_total_norm([slope for _, slope in sloped])
+        before = [parameter.detach().clone() for parameter, _ in sloped]
+        with torch.no_grad():
+            for parameter, slope in sloped:
+                parameter.add_(slope * (radius / (length + 1e-12)))
+        self.optimizer.zero_grad()
+        gradients()
+        with torch.no_grad():
+            for (parameter, _), old in zip(sloped, before, strict=True):
+                parameter.copy_(old)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
 def train_epoch(
     objective: Objective,
     batches: Batches,
-    optimizer: Optimizer,
+    update: Update,
     *,
     first_step: int,
     learning_rate: Callable[[int], float],
@@ -76,24 +129,41 @@ def train_epoch(
     seed: int,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """One optimizer step per batch; returns the sums of Objective (float64) over this worker's pictures.
+    """One optimizer step per batch; returns the sums of Objective (steps, 4), float64, over this worker's pictures.
 
     Every step starts from a random state of its own, the same on all workers: nothing random is carried from step to
     step, so a resumed run draws what an unbroken one draws.
     """
     objective.model.train()
-    total = torch.zeros(4, dtype=torch.float64, device=objective.pixels.mean.device)
+    steps = []
     for step, (images, labels) in enumerate(batches, first_step):
-        torch.manual_seed(_step_seed(seed, step))
-        for group in optimizer.param_groups:
+        for group in update.optimizer.param_groups:
             group["lr"] = learning_rate(step)
-        loss, sums = objective(images, labels, beta(step))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += sums
+
+        def gradients(step: int = step, images: Tensor = images, labels: Tensor = labels) -> Tensor:
+            torch.manual_seed(_step_seed(seed, step))
+            return _gradients(objective, images, labels, beta(step), update)
+
+        steps.append(update(gradients))
         on_images(len(labels))
+    return torch.stack(steps).double()
+
+
+def _gradients(objective: Objective, images: Tensor, labels: Tensor, beta: float, update: Update) -> Tensor:
+    """Add up the gradients of a batch, part by part; the sums over its pictures."""
+    parts = list(zip(images.chunk(update.accumulate), labels.chunk(update.accumulate), strict=True))
+    total = torch.zeros(4, device=images.device)
+    for index, (some, their_labels) in enumerate(parts, 1):
+        with _in_step(objective.model, last=index == len(parts)):
+            loss, sums = objective(some, their_labels, beta)
+            update.scaler.scale(loss * (len(some) / len(images))).backward()
+        total = total + sums
     return total
+
+
+def _in_step(model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager:
+    """Workers exchange gradients once a batch, after its last part."""
+    return contextlib.nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def evaluate(network: nn.Module, batches: Batches, pixels: Pixels, *, classes: int, precision: torch.dtype) -> Tensor:
@@ -144,7 +214,9 @@ def precision_of(setting: str, device: torch.device) -> torch.dtype:
     if setting == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if setting == "bfloat16" else torch.float32
+    if setting == "float16" and device.type != "cuda":
+        raise UserError("precision float16 needs a GPU; set it to auto or float32")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[setting]
 
 
 def _counts(logits: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -4,9 +4,10 @@ Li et al. 2022; the decay to zero is Rostand et al.'s early guidance. The frame 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,13 +19,14 @@ class Teacher(nn.Module):
     """A trained network that never changes: always in eval mode, no gradients.
 
     Pictures (B, C, H, W) are resized to `image_size` (height, width), where the teacher was trained; the maps of its
-    default layers come back.
+    `layers` come back, by default those of the papers.
     """
 
-    def __init__(self, network: Any, image_size: tuple[int, int]) -> None:
+    def __init__(self, network: Any, image_size: tuple[int, int], layers: Sequence[int] | None = None) -> None:
         super().__init__()
         self.network: Any = network.eval().requires_grad_(False)
         self.image_size = image_size
+        self.layers = list(network.default_layers if layers is None else layers)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode: the student's batches must not move the BatchNorm statistics."""
@@ -34,7 +36,7 @@ class Teacher(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         if tuple(images.shape[2:]) != self.image_size:
             images = F.interpolate(images, self.image_size, mode="bilinear", align_corners=False)
-        return self.network.forward_intermediates(images, indices=self.network.default_layers)[1]
+        return self.network.forward_intermediates(images, indices=self.layers)[1]
 
 
 class GuidedStudent(nn.Module):
@@ -67,33 +69,54 @@ def projections(student: Any, teacher: Teacher, guidance: Guidance, *, image_sha
     layers = layers_of(student, guidance)
     height, width, channels = image_shape
     picture = torch.zeros(1, channels, height, width)
-    wanted = teacher(picture)
+    wanted = _maps_of(teacher.network, torch.zeros(1, channels, *teacher.image_size), teacher.layers, whose="teacher")
     if len(layers) != len(wanted):
         raise UserError(f"guidance student_layers {layers}: the teacher has {len(wanted)} layers to pair them with")
-    given = _maps_of(student, picture, layers)
+    given = _maps_of(student, picture, layers, whose="student")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.ModuleList(nn.Conv2d(s.shape[1], t.shape[1], 1) for s, t in zip(given, wanted, strict=True))
+        pairs, kernel = zip(given, wanted, strict=True), guidance.projection_kernel
+        return nn.ModuleList(nn.Conv2d(own.shape[1], theirs.shape[1], kernel, padding="same") for own, theirs in pairs)
 
 
-def _maps_of(student: Any, picture: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    training = student.training
+def _maps_of(network: Any, picture: Tensor, layers: Sequence[int], *, whose: str) -> list[Tensor]:
+    training = network.training
     try:
         with torch.no_grad():
-            return student.eval().forward_intermediates(picture, indices=layers)[1]
+            return network.eval().forward_intermediates(picture, indices=layers)[1]
     except (IndexError, KeyError):
-        raise UserError(f"guidance student_layers {list(layers)}: the student has no layer of that index") from None
+        raise UserError(f"guidance {whose}_layers {list(layers)}: the {whose} has no layer of that index") from None
     finally:
-        student.train(training)
+        network.train(training)
 
 
-def guidance_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """Sum over pairs of the mean squared difference, both maps resized (bilinear) to the larger height and width."""
+def guidance_loss(
+    student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], *, loss: str = "mse", normalise: bool = False
+) -> Tensor:
+    """Sum over pairs of the difference of two maps, both resized (bilinear) to the larger height and width.
+
+    loss "mse" is the mean squared difference (Li et al. 2022), "cosine" one less the mean cosine between the channels at
+    a position, "attention" the mean squared difference of the maps' energy over positions, at unit norm (Zagoruyko and
+    Komodakis 2017, equation 2). normalise: each channel of a picture to zero mean and unit variance before.
+    """
     losses = []
-    for student, teacher in zip(student_maps, teacher_maps, strict=True):
-        size = (max(student.shape[2], teacher.shape[2]), max(student.shape[3], teacher.shape[3]))
-        losses.append(F.mse_loss(_resized(student, size), _resized(teacher, size)))
+    for pair in zip(student_maps, teacher_maps, strict=True):
+        size = (max(own.shape[2] for own in pair), max(own.shape[3] for own in pair))
+        resized = [_resized(own, size) for own in pair]
+        losses.append(LOSSES[loss](*([F.instance_norm(own) for own in resized] if normalise else resized)))
     return torch.stack(losses).sum()
+
+
+def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    return 1 - F.cosine_similarity(student, teacher, dim=1).mean()
+
+
+def _attention(student: Tensor, teacher: Tensor) -> Tensor:
+    own, theirs = (F.normalize(maps.square().mean(1).flatten(1), dim=1) for maps in (student, teacher))
+    return (own - theirs).square().mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "cosine": _cosine, "attention": _attention}
 
 
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -102,10 +125,34 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def guided_epochs(guidance: Guidance, epochs: int) -> int:
-    """How many epochs run with guidance; it ends with a whole epoch, after which the teacher is let go."""
+    """How many epochs run with guidance at most; it ends with a whole epoch, after which the teacher is let go."""
     if guidance.beta == 0:
         return 0
     return epochs if guidance.end_fraction is None else math.ceil(guidance.end_fraction * epochs)
+
+
+def goes_on(guidance: Guidance, history: Sequence[dict[str, Any]], epochs: int) -> bool:
+    """Whether the next epoch runs with guidance, by what the epochs before were like. Once it has ended, it stays so."""
+    if len(history) >= guided_epochs(guidance, epochs):
+        return False
+    if guidance.schedule != "adaptive" or not history:
+        return True
+    window = max(2, round(guidance.window_fraction * epochs))
+    losses = [row["guidance_loss"] for row in history]
+    return bool(history[-1]["beta"]) and slope(losses, window=window) * epochs <= guidance.stop_slope
+
+
+def slope(losses: Sequence[float], *, window: int) -> float:
+    """The derivative of the losses by the epoch at their end, after two moving averages; -infinity while there are few.
+
+    Rostand et al. end guidance where it rises above -0.02, at 300 epochs and a window of 50: -6 over a whole training.
+    """
+    smoothed = _moving_average(_moving_average(np.asarray(losses), window), window)
+    return float(smoothed[-1] - smoothed[-2]) if len(smoothed) > 1 else -math.inf
+
+
+def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    return np.convolve(values, np.full(window, 1 / window), "valid") if len(values) >= window else values[:0]
 
 
 def beta_at(step: int, guidance: Guidance, *, end_step: int) -> float:
@@ -115,8 +162,10 @@ def beta_at(step: int, guidance: Guidance, *, end_step: int) -> float:
     return guidance.beta * SCHEDULES[guidance.schedule](step / end_step)
 
 
-SCHEDULES = {  # the fraction of beta that is left, at a fraction of the guided steps
+SCHEDULES: dict[str, Callable[[float], float]] = {  # the fraction of beta that is left, at a fraction of the guided steps
     "constant": lambda done: 1.0,
+    "step": lambda done: 1.0,
+    "adaptive": lambda done: 1.0,
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: (1.0 + math.cos(math.pi * done)) / 2,
 }

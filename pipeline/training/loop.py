@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline import metrics, models
 from pipeline.config import Guidance, Training, UserError
@@ -22,7 +24,7 @@ from pipeline.data import batches, loading
 from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import Frame
 from pipeline.data.loading import Pictures, Source
-from pipeline.training import engine, guidance, optim
+from pipeline.training import engine, guidance, optim, selection
 from pipeline.training.checkpoint import Damaged, Model, State
 
 logger = logging.getLogger(__name__)
@@ -70,25 +72,25 @@ class Reporter(Protocol):
         """So many pictures more were trained on, over all workers."""
 
 
-def train(job: Job, reporter: Reporter, *, residence: str = "auto", loader_threads: int | None = None) -> State:
-    """Run the epochs that are left. The network's weights at the end are those of the last epoch.
+def train(job: Job, reporter: Reporter, *, residence: str = "auto") -> State:
+    """Run the epochs that are left.
 
-    residence and loader_threads say where the pictures lie meanwhile and who decodes them (`loading.open_source`).
+    residence says where the pictures lie meanwhile (`loading.open_source`).
     Raises UserError where the loss is no longer a number.
     """
-    data = [
-        loading.open_source(pictures, reporter.device, residence=residence, threads=loader_threads)
-        for pictures in (job.train, job.validation)
-    ]
+    data = [loading.open_source(pictures, reporter.device, residence=residence) for pictures in (job.train, job.validation)]
     state = _continued(job, reporter, data[0])
     logger.info("training pictures: %s, validation pictures: %s", *(source.name for source in data))
-    guided = guidance.guided_epochs(job.guidance, job.training.epochs) if job.guidance else 0
     objective = None
-    for epoch in range(len(state.history), job.training.epochs):
-        if objective is None or epoch == guided:  # when guidance has ended, the teacher is let go
-            objective = _objective(job, state, reporter, with_teacher=epoch < guided)
-        row = _epoch(job, state, objective, data, reporter, epoch=epoch, guided=guided)
+    while not selection.is_over(state.history, job.training):
+        guided = guidance.goes_on(job.guidance, state.history, job.training.epochs) if job.guidance else False
+        if objective is None or guided is not bool(objective.teacher):  # when guidance has ended, the teacher is let go
+            objective = _objective(job, state, reporter, with_teacher=guided)
+        row = _epoch(job, state, objective, data, reporter)
         state.history.append(row)
+        averaged = "ema" in job.training.result
+        if "best" in job.training.result and selection.is_best(state.history, ema=averaged):
+            state.best = state.weights("ema" if averaged else "last")
         reporter.report(row, state.to_bytes)
     return state
 
@@ -112,10 +114,16 @@ def _fresh(job: Job, device: torch.device, source: Source) -> State:
     models.fit_to_pictures(network, partial(_sample, job, source))
     projections: nn.Module = nn.ModuleList()
     if job.guidance and job.teacher:
-        teacher = _teacher(job.teacher)
+        teacher = _teacher(job.teacher, job.guidance)
         projections = guidance.projections(network, teacher, job.guidance, image_shape=job.image_shape, seed=job.seed)
     network, projections = network.to(device), projections.to(device)
-    return State(network, projections, optim.build([network, projections], job.training))
+    if device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)
+    decay = job.training.ema_decay
+    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    half = engine.precision_of(job.training.precision, device) == torch.float16
+    scaler = GradScaler(device.type, enabled=half)
+    return State(network, projections, optim.build([network, projections], job.training), scaler, ema)
 
 
 def _sample(job: Job, source: Source, count: int) -> Tensor:
@@ -125,23 +133,29 @@ def _sample(job: Job, source: Source, count: int) -> Tensor:
     return _pixels(job, torch.device("cpu"))(images.permute(0, 2, 3, 1).cpu())
 
 
-def _teacher(model: Model) -> guidance.Teacher:
-    return guidance.Teacher(model.network(), model.image_shape[:2])
+def _teacher(model: Model, settings: Guidance) -> guidance.Teacher:
+    return guidance.Teacher(model.network(), model.image_shape[:2], settings.teacher_layers)
 
 
 def _objective(job: Job, state: State, reporter: Reporter, *, with_teacher: bool) -> engine.Objective:
     """What the coming epochs minimise; gradients are averaged over the workers."""
-    model, teacher = state.network, None
+    model: Any = state.network
+    teacher = None
     if with_teacher:
         assert job.guidance and job.teacher
-        teacher = _teacher(job.teacher).to(reporter.device)
+        teacher = _teacher(job.teacher, job.guidance).to(reporter.device)
         layers = guidance.layers_of(state.network, job.guidance)
         model = guidance.GuidedStudent(state.network, state.projections, layers)
+    if job.training.compile:
+        model = torch.compile(model)
     if reporter.world > 1:
         model = DistributedDataParallel(model)
     return engine.Objective(
         model=model,
         teacher=teacher,
+        guidance_loss=partial(guidance.guidance_loss, loss=job.guidance.loss, normalise=job.guidance.normalise)
+        if job.guidance
+        else guidance.guidance_loss,
         pixels=_pixels(job, reporter.device),
         label_smoothing=job.training.label_smoothing,
         precision=engine.precision_of(job.training.precision, reporter.device),
@@ -158,66 +172,91 @@ def _pixels(job: Job, device: torch.device) -> engine.Pixels:
     return engine.Pixels.of(preprocessing["mean"], preprocessing["std"], device)
 
 
-def _epoch(
-    job: Job,
-    state: State,
-    objective: engine.Objective,
-    data: list[Source],
-    reporter: Reporter,
-    *,
-    epoch: int,
-    guided: int,
-) -> dict[str, Any]:
+def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Source], reporter: Reporter) -> dict[str, Any]:
     """Train and validate once; the facts of this epoch, over all workers. Loss in nats a picture, time in seconds."""
-    recipe, started = job.training, time.perf_counter()
-    steps = batches.steps_per_epoch(len(job.train.labels), recipe)
-    learning_rate = partial(
-        optim.learning_rate_at,
-        peak=recipe.learning_rate,
-        warmup_steps=round(recipe.warmup_epochs * steps),
-        total_steps=recipe.epochs * steps,
-    )
-    beta = partial(guidance.beta_at, guidance=job.guidance, end_step=guided * steps) if job.guidance else lambda step: 0.0
+    epoch, started = len(state.history), time.perf_counter()
+    steps = batches.steps_per_epoch(len(job.train.labels), job.training)
+    rate = partial(optim.learning_rate_at, training=job.training, steps_per_epoch=steps)
+    beta = _beta(job, steps) if objective.teacher else lambda step: 0.0
     sums = engine.train_epoch(
         objective,
-        batches.training(
-            data[0],
-            recipe,
-            _colours(job, reporter.device),
-            side=job.image_shape[0],
-            classes=job.classes,
-            seed=job.seed,
-            epoch=epoch,
-            rank=reporter.rank,
-            world=reporter.world,
-        ),
-        state.optimizer,
+        _batches(job, data[0], reporter, epoch=epoch),
+        _update(job, state),
         first_step=epoch * steps,
-        learning_rate=learning_rate,
+        learning_rate=rate,
         beta=beta,
         seed=job.seed,
         on_images=lambda count: reporter.progress(count * reporter.world),
     )
-    entropy, guiding, correct, images = _over_workers(sums, reporter).tolist()
+    by_step = _over_workers(sums, reporter)
     seconds = time.perf_counter() - started
-    if not np.isfinite(entropy + guiding):
-        raise UserError(f"the training loss is {entropy / images} in epoch {epoch + 1}; a lower learning_rate may help")
-    validated = validate(job, state.network, data[1], reporter)
+    _refuse_what_is_no_number(by_step[:, :2].sum(1), rate, first_step=epoch * steps, epoch=epoch)
+    entropy, guiding, correct, images = by_step.sum(0).tolist()
     return {
         "epoch": epoch + 1,
-        "images_seen": (epoch + 1) * steps * recipe.batch_size,
-        "learning_rate": learning_rate((epoch + 1) * steps - 1),
+        "images_seen": (epoch + 1) * steps * job.training.batch_size,
+        "learning_rate": rate((epoch + 1) * steps - 1),
         "beta": beta(epoch * steps),
         "train_loss": entropy / images,
         "train_accuracy": correct / images,
         "guidance_loss": guiding / images,
-        "val_loss": validated["loss"],
-        "val_accuracy": validated["accuracy"],
+        **_validated(job, state, data[1], reporter),
         "train_seconds": seconds,
         "images_per_second": images / seconds,
         "hardware": hardware(reporter),
         "data": data[0].name,
     }
+
+
+def _beta(job: Job, steps: int) -> Callable[[int], float]:
+    assert job.guidance
+    end = guidance.guided_epochs(job.guidance, job.training.epochs) * steps
+    return partial(guidance.beta_at, guidance=job.guidance, end_step=end)
+
+
+def _batches(job: Job, source: Source, reporter: Reporter, *, epoch: int) -> engine.Batches:
+    return batches.training(
+        source,
+        job.training,
+        _colours(job, reporter.device),
+        side=job.image_shape[0],
+        classes=job.classes,
+        seed=job.seed,
+        epoch=epoch,
+        rank=reporter.rank,
+        world=reporter.world,
+    )
+
+
+def _update(job: Job, state: State) -> engine.Update:
+    recipe = job.training
+    return engine.Update(
+        optimizer=state.optimizer,
+        scaler=state.scaler,
+        ema=state.ema,
+        network=state.network,
+        accumulate=recipe.accumulate,
+        sharpness_radius=recipe.sharpness_radius,
+        gradient_clip=recipe.gradient_clip,
+    )
+
+
+def _refuse_what_is_no_number(losses: Tensor, rate: Callable[[int], float], *, first_step: int, epoch: int) -> None:
+    """Raise UserError for the first step whose loss is infinite or not a number."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        step = first_step + int(bad[0])
+        raise UserError(
+            f"the training loss is no number from step {step} on (epoch {epoch + 1}, learning rate {rate(step):.3g}); "
+            f"a lower learning_rate or a gradient_clip may help; checkpoints end before this epoch"
+        )
+
+
+def _validated(job: Job, state: State, source: Source, reporter: Reporter) -> dict[str, float]:
+    """Loss and accuracy on validation, of the weights and of their average where there is one."""
+    networks = {"val": state.network} if state.ema is None else {"val": state.network, "val_ema": state.ema.module}
+    scores = {name: validate(job, network, source, reporter) for name, network in networks.items()}
+    return {f"{name}_{key}": score[key] for name, score in scores.items() for key in ("loss", "accuracy")}
 
 
 def validate(job: Job, network: nn.Module, source: Source, reporter: Reporter) -> dict[str, float]:

@@ -2,40 +2,81 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from pipeline.config import Training
 
-NO_DECAY = ("cls_token", "pos_embed")
+TOKENS = ("cls_token", "pos_embed")
 
 
 def build(modules: Iterable[nn.Module], training: Training) -> Optimizer:
     """The optimizer of a recipe over all parameters of the modules."""
-    groups = parameter_groups(modules, weight_decay=training.weight_decay)
+    groups = parameter_groups(modules, weight_decay=training.weight_decay, decay_all=training.decay_all)
     return OPTIMIZERS[training.optimizer](groups, training.learning_rate)
 
 
-def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices and kernels; none on biases, norms, scales, class tokens and positions."""
+def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
+    """Weight decay on matrices and kernels; none on biases, norms, scales, class tokens and positions, unless on all."""
     named = [entry for module in modules for entry in module.named_parameters()]
-    decays = [parameter.ndim > 1 and not name.endswith(NO_DECAY) for name, parameter in named]
-    parameters = [parameter for _, parameter in named]
+    matrices = [parameter for name, parameter in named if _is_matrix(name, parameter)]
+    others = [parameter for name, parameter in named if not _is_matrix(name, parameter)]
     return [
-        {"params": [p for p, decay in zip(parameters, decays, strict=True) if decay], "weight_decay": weight_decay},
-        {"params": [p for p, decay in zip(parameters, decays, strict=True) if not decay], "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": weight_decay if decay_all else 0.0},
     ]
 
 
-def learning_rate_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """Linear warm-up to `peak` at step `warmup_steps`, then half a cosine to zero at `total_steps`."""
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    return peak * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps))) / 2
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim > 1 and not name.endswith(TOKENS)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], float], Optimizer]] = {
-    "adamw": lambda groups, rate: AdamW(groups, lr=rate, betas=(0.9, 0.999)),
-    "sgd": lambda groups, rate: SGD(groups, lr=rate, momentum=0.9, nesterov=True),
+def learning_rate_at(step: int, training: Training, *, steps_per_epoch: int) -> float:
+    """Linear warm-up to the peak, then from there by the schedule to the floor at the end of the last epoch."""
+    warmup, total = round(training.warmup_epochs * steps_per_epoch), training.epochs * steps_per_epoch
+    peak = training.learning_rate * training.batch_size / (training.reference_batch_size or training.batch_size)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    left = SCHEDULES[training.schedule]((step - warmup) / (total - warmup))
+    return peak * (training.floor_fraction + (1 - training.floor_fraction) * left)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {  # what is left of the peak, when a part of the way is done
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+    "step": lambda done: 0.1 ** ((done >= 0.5) + (done >= 0.75)),  # He et al. 2016, section 4.2
+}
+
+
+def _adamw(groups: list[dict[str, Any]], rate: float) -> Optimizer:
+    return AdamW(groups, lr=rate, betas=(0.9, 0.999))
+
+
+def _sgd(groups: list[dict[str, Any]], rate: float) -> Optimizer:
+    return SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+
+
+def _lion(groups: list[dict[str, Any]], rate: float) -> Optimizer:
+    """Chen et al. 2023; a rate a third to a tenth of AdamW's is usual."""
+    from timm.optim import Lion
+
+    return Lion(groups, lr=rate, betas=(0.9, 0.99))
+
+
+def _muon(groups: list[dict[str, Any]], rate: float) -> Optimizer:
+    """Jordan et al. 2024 for the matrices, scaled to AdamW's rates (Liu et al. 2025); AdamW for all else."""
+    from timm.optim import Muon
+
+    matrices, others = groups
+    return Muon([matrices, {**others, "use_fallback": True}], lr=rate, nesterov=True, adjust_lr_fn="match_rms_adamw")
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], float], Optimizer]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "lion": _lion,
+    "muon": _muon,
 }

@@ -4,6 +4,9 @@ Every random number of a picture is a function of (seed, epoch, view, operation)
 step): neither the number of workers nor the order of work can change it. Numbers are drawn on the CPU, pixels are worked
 on where they lie, uint8 in and out, each picture by its own numbers and in any batch the same. Inside of this package they are
 (B, C, H, W), a plane for each channel, which is several times as fast as the (B, H, W, C) in which they are stored.
+
+It is our own because no library does this: torchvision's v2 transforms and kornia's RandAugment draw once for a whole batch
+(eight equal pictures come out equal), timm works picture by picture, in Pillow (`python -m benchmarks.input`).
 """
 
 from torch import Tensor

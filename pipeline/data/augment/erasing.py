@@ -26,9 +26,10 @@ def erase(images: Tensor, chances: np.ndarray, probability: float, mode: str, co
     boxes = rectangles(chances[chosen, :RECTANGLE_DRAWS], *sides, area=(0.02, 1 / 3), ratio=1 / 0.3, smaller=1)
     rows = torch.from_numpy(chosen).to(images.device)
     content = colours.mean[:, None, None] + colours.std[:, None, None] * _noise_of(images, mode, chances[chosen, -2])
-    inside = torch.from_numpy(_inside(boxes, height, width)).to(images.device)
+    inside = torch.from_numpy(_inside(boxes, height, width).astype(np.uint8)).to(images.device)
     result = images.clone()
-    result[rows] = torch.where(inside, content.round().clamp(0, 255).to(images.dtype), images.index_select(0, rows))
+    kept = images.index_select(0, rows).mul_(1 - inside)  # several times as fast as torch.where
+    result[rows] = kept.add_(content.round().clamp(0, 255).to(images.dtype) * inside)
     return result
 
 

@@ -52,7 +52,7 @@ def mix(images: Tensor, labels: Tensor, how: Mix, classes: int) -> tuple[Tensor,
 def _mixed_images(images: Tensor, how: Mix) -> Tensor:
     partners = _partners(images)
     if how.box is None:
-        return (how.kept * images + (1 - how.kept) * partners).round().to(images.dtype)
+        return images.float().mul_(how.kept).add_(partners.float().mul_(1 - how.kept)).round_().to(images.dtype)
     top, bottom, left, right = how.box
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]

@@ -136,8 +136,13 @@ def _look_up(images: Tensor, names: np.ndarray, arguments: np.ndarray, _fill: Te
     given = torch.from_numpy(arguments.astype(np.float32)).to(images.device)[:, None, None]
     for name, rows in _each(names, TABLES, images.device):
         tables[rows] = TABLES[name](images.index_select(0, rows), given[rows]).to(torch.uint8)
-    start = 256 * torch.arange(count * channels, dtype=torch.int32, device=images.device).view(count, channels, 1, 1)
-    return tables.flatten().index_select(0, (images + start).flatten()).view(images.shape)
+    return tables.flatten().index_select(0, _places(images).flatten()).view(images.shape)
+
+
+def _places(images: Tensor) -> Tensor:
+    """(B, C, H, W) where the value of each pixel stands in all tables (B, C, 256), one after the other."""
+    count, channels = images.shape[:2]
+    return images + 256 * torch.arange(count * channels, dtype=torch.int32, device=images.device).view(count, channels, 1, 1)
 
 
 def _values(images: Tensor) -> Tensor:
@@ -176,11 +181,10 @@ def _autocontrast(images: Tensor, _argument: Tensor) -> Tensor:
 
 def _equalize(images: Tensor, _argument: Tensor) -> Tensor:
     """Spread each channel's values evenly, by its histogram."""
-    flat = images.flatten(2).long()
-    histogram = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=images.device)
-    histogram.scatter_add_(2, flat, torch.ones_like(flat))
-    lightest = histogram.gather(2, flat.amax(2, keepdim=True))
-    step = (flat.shape[2] - lightest) // 255
+    count, channels, height, width = images.shape
+    histogram = torch.bincount(_places(images).flatten(), minlength=count * channels * 256).view(count, channels, 256)
+    lightest = histogram.gather(2, images.flatten(2).amax(2, keepdim=True).long())
+    step = (height * width - lightest) // 255
     below = histogram.cumsum(2) - histogram
     spread = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
     return torch.where(step > 0, spread, _values(images))
