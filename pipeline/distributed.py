@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -241,7 +242,13 @@ def _weights(content: bytes) -> dict[str, Tensor]:
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Ray for this block: the cluster that RAY_ADDRESS names, or one of our own on this machine, ended with the block."""
+    """Ray for this block: the cluster that RAY_ADDRESS names, or one of our own on this machine, ended with the block.
+
+    A Ray that this process has begun before is used, and left as it is.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if not joined:  # it listens on all addresses, so it gets a secret that only this process and its children know
         os.environ.update(OWN_ENVIRONMENT)

@@ -253,6 +253,8 @@ def _bookkeeping(ledger: Ledger, listener: Listener) -> Any:
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
             mine = self._mine(trial)
+            if mine.succeeded:  # in an earlier session
+                return
             mine.failure, mine.over = result.get("failure", ""), result.get("finished", mine.over)
             for row in result.get("rows", []):
                 mine.tell(row)
