@@ -4,12 +4,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from pipeline.config import Training
-
-TOKENS = ("cls_token", "pos_embed")
 
 
 def build(modules: Iterable[nn.Module], training: Training) -> Optimizer:
@@ -19,18 +17,17 @@ def build(modules: Iterable[nn.Module], training: Training) -> Optimizer:
 
 
 def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
-    """Weight decay on matrices and kernels; none on biases, norms, scales, class tokens and positions, unless on all."""
-    named = [entry for module in modules for entry in module.named_parameters()]
-    matrices = [parameter for name, parameter in named if _is_matrix(name, parameter)]
-    others = [parameter for name, parameter in named if not _is_matrix(name, parameter)]
+    """Weight decay on matrices and kernels; none on biases, norms, scales and what a network itself spares, unless on all."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in modules:
+        spared: set[str] = getattr(module, "no_weight_decay", set)()  # class tokens, positions
+        for name, parameter in module.named_parameters():
+            (matrices if parameter.ndim > 1 and name not in spared else others).append(parameter)
     return [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": weight_decay if decay_all else 0.0},
     ]
-
-
-def _is_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and not name.endswith(TOKENS)
 
 
 def learning_rate_at(step: int, training: Training, *, steps_per_epoch: int) -> float:
