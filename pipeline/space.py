@@ -65,9 +65,9 @@ class Search(Section):
 
     student: str
     guidance: str | None = None  # the guidance it is trained with; null: alone
-    space: dict[str, Domain]  # a setting by its dotted name -> its values
-    searcher: Literal["grid", "random", "optuna"]  # optuna: TPE
-    scheduler: Literal["none", "asha", "median"]  # which trials are stopped early
+    space: dict[str, Domain] = {}  # a setting by its dotted name -> its values
+    searcher: Literal["grid", "random", "optuna"] = "optuna"  # that is TPE
+    scheduler: Literal["none", "asha", "median"] = "asha"  # which trials are stopped early
     objective: Literal["val_accuracy", "val_loss"] = "val_accuracy"  # after a trial's last epoch
     budget: Budget
     epochs: Count | None = None  # of a trial; null: as many as the recipe says
@@ -87,6 +87,12 @@ class Search(Section):
     def sign(self) -> int:
         """1 where more of the objective is better, -1 where less is."""
         return 1 if self.objective == "val_accuracy" else -1
+
+    @model_validator(mode="after")
+    def _varies_something(self) -> "Search":
+        if self.budget.trials and not self.space:
+            raise ValueError("space is empty; name a setting, or set budget.trials to 0 for no search")
+        return self
 
     @model_validator(mode="after")
     def _grids_go_together(self) -> "Search":

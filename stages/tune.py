@@ -88,7 +88,9 @@ def _tracked(track: Tracking, search: Search, named: str) -> Iterator[tuple[trac
             child.end("FINISHED" if trial.succeeded else "FAILED")
 
     tags = {"kind": "search", "name": label}
-    with tracking.run(track, identity=named, name=f"search/{label}", tags=tags, params=search.model_dump()) as parent:
+    with tracking.run(
+        track, identity=named, name=f"search/{label}", tags=tags, params=search.model_dump(exclude_none=True)
+    ) as parent:
         try:
             yield parent, tune.Listener(begun=begun, epoch=epoch, ended=ended)
         finally:

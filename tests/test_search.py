@@ -79,6 +79,7 @@ def trial(number=1, *, scores=(0.5,), over=True, point=None, seed=0, epochs=None
         ("search.searcher", "grid", "search: searcher grid visits grids; 'students.vit.depth' is a choice"),
         ("search.points", [{DEPTH: 5}], "search: points: 'students.vit.depth' is 5, outside of choice"),
         ("search.points", [{WIDTH: 5}], "search: points: 'students.vit.width' is not in the space; known:"),
+        ("search.space", {}, "search: space is empty; name a setting, or set budget.trials to 0 for no search"),
         ("search.finalists", 2, "search.finalists 2 have no effect with one seed; give experiment.seeds more"),
     ],
 )

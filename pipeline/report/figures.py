@@ -48,6 +48,7 @@ def learning_curves(
         axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
         if log:
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.margins(x=0.01)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure

@@ -148,14 +148,16 @@ def _train_candidate(given: dict[str, Any], subject: Subject, cluster: Cluster) 
     """What a trial does: the same training as everywhere. What goes wrong in it is a row of the search, not its end."""
     from ray import tune
 
-    if given["known"]:  # by an earlier session; the scheduler is told of it
-        tune.report(given["known"])
+    history = list(given["history"])  # of an earlier session, of which the scheduler is told
+    known = len(history)
+    for row in given["history"]:
+        tune.report(_told([row], finished=False))
+    if given["ended"]:
         return
-    history: list[dict[str, Any]] = []
 
     def on_epoch(row: dict[str, Any]) -> None:
-        history.append(row)
-        if not selection.is_over(history, run.job.training):
+        history[row["epoch"] - 1 :] = [row]
+        if row["epoch"] > known and not selection.is_over(history, run.job.training):
             tune.report(_told([_judged(history, run, subject.search)], finished=False))
 
     try:
@@ -239,8 +241,8 @@ def _begun(point: dict[str, Any], seed: int, ledger: Ledger, subject: Subject) -
 
 def _given(trial: Trial) -> dict[str, Any]:
     """What Tune hands to the process of a trial."""
-    known = _told(trial.history[-1:], finished=trial.over) if trial.succeeded else None
-    return {"number": trial.number, "point": trial.point, "seed": trial.seed, "known": known}
+    past = {"history": trial.history, "ended": trial.succeeded}
+    return {"number": trial.number, "point": trial.point, "seed": trial.seed, **past}
 
 
 def _bookkeeping(ledger: Ledger, listener: Listener) -> Any:
