@@ -6,6 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: repro test test-all ui clean env
 
 repro: env
+	$(if $(RECIPE),cp pipeline/recipes/$(RECIPE).yaml params.yaml)
 	dvc repro
 
 test: env

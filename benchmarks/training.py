@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from pipeline import distributed, models
 from pipeline.config import Augmentation, Cluster, Training, Vit
-from pipeline.data import batches
+from pipeline.data import batches, loading
+from pipeline.data.augment.colours import Colours
 from pipeline.training import optim
 from pipeline.training.checkpoint import model_config
 from pipeline.training.engine import Pixels
@@ -88,9 +89,8 @@ def bare(job: Job) -> list[float]:
 
 
 def _batches(job: Job, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    pixels, labels = torch.from_numpy(job.train.pixels), torch.from_numpy(job.train.labels)
-    recipe = job.training
-    return batches.training(pixels, labels, recipe.augmentation, batch_size=recipe.batch_size, seed=0, epoch=epoch)
+    source, colours = loading.open_source(job.train, torch.device("cpu")), Colours.of([0.5] * 3, [0.25] * 3)
+    return batches.training(source, job.training, colours, side=job.image_shape[0], classes=10, seed=0, epoch=epoch)
 
 
 def in_process(job: Job) -> list[float]:

@@ -83,6 +83,20 @@ def test_two_workers_have_the_loss_curve_of_one(tmp_path):
     close(fit(made, tmp_path / "one", workers=0), fit(made, tmp_path / "two", workers=2), 1e-4)
 
 
+@pytest.mark.slow
+def test_the_number_of_workers_may_change_on_the_way(tmp_path):
+    made = job(guidance=EARLY, teacher=teacher(), training=recipe(epochs=30))
+    here, stops = fit(made, tmp_path / "here", workers=0), {2: 8, 0: 16, 1: None}
+    for workers, stop in stops.items():
+        if stop is None:
+            moved = fit(made, tmp_path / "moved", workers=workers)
+        else:
+            with pytest.raises(Interrupted):
+                fit(made, tmp_path / "moved", workers=workers, stop_after=stop)
+    assert any(row["hardware"].startswith("2 x") for row in moved.history)
+    close(here, moved, 1e-3)
+
+
 def test_what_a_worker_cannot_do_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cluster.num_workers 16 with 8 CPU each would wait for ever: Ray has"):
         distributed.fit(

@@ -148,6 +148,8 @@ def _objective(job: Job, state: State, reporter: Reporter, *, with_teacher: bool
         model = guidance.GuidedStudent(state.network, state.projections, layers)
     if job.training.compile:
         model = torch.compile(model)
+    if reporter.world > 1 and reporter.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if reporter.world > 1:
         model = DistributedDataParallel(model)
     return engine.Objective(

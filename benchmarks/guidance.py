@@ -1,0 +1,114 @@
+"""What guidance costs: a training step with it, and after it has ended, over the same step unguided.
+
+The steps take turns, and each ratio is the median over the turns; on a CPU, seconds are of processor time. Beside it
+stands the least that guidance must cost by its arithmetic: the teacher's forward pass, over the student's three.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import config, distributed, models
+from pipeline.config import Guidance, Network, Training
+from pipeline.data.loading import Pictures, open_source
+from pipeline.explain import cost
+from pipeline.networks import Deit, Resnet, Vit
+from pipeline.training import engine, loop
+from pipeline.training.checkpoint import Model, model_config
+
+STUDENTS: dict[str, tuple[Network, int]] = {  # and the size of their pictures, pixels; the teacher sees 32 px
+    "DeiT-Ti, 224 px": (Deit(model="deit", patch_size=16), 224),
+    "ViT, 64 px": (Vit(model="vit"), 64),
+    "ViT, 32 px": (Vit(model="vit"), 32),
+}
+TEACHER = Resnet(model="resnet_cifar", depth=56)
+CONSTANT = Guidance(beta=2.5, schedule="constant")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print("| student | unguided, images/s | guided, ratio of time | after its end | by arithmetic |\n|---|---|---|---|---|")
+    for name, (network, size) in STUDENTS.items():
+        print(f"| {name} | {row(network, size, arguments, device)} |", flush=True)
+
+
+def row(network: Network, size: int, arguments: argparse.Namespace, device: torch.device) -> str:
+    """The figures of one student."""
+    teacher = job(TEACHER, 32, arguments.batch_size)
+    model = Model(teacher.config, models.build("resnet_cifar", teacher.config["model_args"]).state_dict())
+    alone = job(network, size, arguments.batch_size)
+    guided = dataclasses.replace(alone, guidance=CONSTANT, teacher=model)
+    steps = {
+        "unguided": step(alone, device, with_teacher=False),
+        "guided": step(guided, device, with_teacher=True),
+        "ended": step(guided, device, with_teacher=False),
+    }
+    times = in_turn(steps, arguments.rounds, device)
+    ratios = [
+        statistics.median(a / b for a, b in zip(times[key], times["unguided"], strict=True)) for key in ("guided", "ended")
+    ]
+    student_macs = cost.macs(models.build(network.model, alone.config["model_args"]).eval(), [size, size, 3])
+    share = cost.macs(model.network(), [32, 32, 3]) / (3 * student_macs)
+    rate = arguments.batch_size / statistics.median(times["unguided"])
+    return f"{rate:.0f} | {ratios[0]:.3f} | {ratios[1]:.3f} | {1 + share:.3f}"
+
+
+def job(network: Network, size: int, batch_size: int) -> loop.Job:
+    """One batch of noise."""
+    rng = np.random.default_rng(0)
+    pictures = Pictures(rng.integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8), rng.integers(0, 100, batch_size))
+    card = {"image_shape": [size, size, 3], "classes": [*map(str, range(100))], "mean": [0.5] * 3, "std": [0.25] * 3}
+    (recipes,) = config.load("training", path=Path("params.yaml"))
+    recipe: Training = recipes.student.model_copy(update={"batch_size": batch_size, "epochs": 1, "warmup_epochs": 0})
+    arguments = models.arguments(network, image_shape=card["image_shape"], classes=100)
+    return loop.Job(model_config(network.model, arguments, card, {}), recipe, 0, pictures, pictures)
+
+
+def step(made: loop.Job, device: torch.device, *, with_teacher: bool) -> Callable[[], None]:
+    """An epoch of one step, as the loop does it."""
+    keeper = distributed.Keeper("unused", seconds=float("inf"))
+    reporter = distributed.LocalReporter(keeper, device, distributed.Listener())
+    source = open_source(made.train, device)
+    state = loop._fresh(made, device, source)
+    objective = loop._objective(made, state, reporter, with_teacher=with_teacher)
+    batch = list(loop._batches(made, source, reporter, epoch=0))
+
+    def run() -> None:
+        beta = (lambda _: 2.5) if with_teacher else (lambda _: 0.0)
+        rate = {"first_step": 0, "learning_rate": lambda _: 1e-3, "seed": 0}
+        engine.train_epoch(objective, batch, loop._update(made, state), beta=beta, **rate)
+
+    return run
+
+
+def in_turn(steps: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each step in each round; one round before them warms up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 1):
+        for name, run in steps.items():
+            started = _now(device)
+            run()
+            if turn:
+                times[name].append(_now(device) - started)
+    return times
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
