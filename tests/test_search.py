@@ -108,12 +108,17 @@ DOMAINS = st.one_of(
 @given(domain=DOMAINS, seed=st.integers(0, 99))
 def test_what_is_drawn_lies_in_the_space_and_is_drawn_again_as_it_was(domain, seed):
     space = {"x": domain}
-    study = candidates._study(search(), seed=seed)
-    point = candidates.decoded(study.ask(candidates.distributions(space)).params, space)
+    source = candidates.study(search(), seed=seed)
+    point = candidates.decoded(source.ask(candidates.distributions(space)).params, space)
     assert domain.holds(point["x"])
-    study.enqueue_trial(candidates.encoded(point, space))
-    again = candidates.decoded(study.ask(candidates.distributions(space)).params, space)
+    source.enqueue_trial(candidates.encoded(point, space))
+    again = candidates.decoded(source.ask(candidates.distributions(space)).params, space)
     assert json.dumps(again) == json.dumps(point)
+
+
+def test_a_setting_of_0_0_is_the_0_that_a_choice_lists():
+    space = {"x": Domain(choice=[0, 0.1])}
+    assert candidates.encoded({"x": 0.0}, space) == {"x": "0"}
 
 
 def drawn(made, ledger, score=lambda point: 0.5):

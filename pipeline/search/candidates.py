@@ -76,7 +76,7 @@ class Drawn:
 
     def __init__(self, subject: Subject, ledger: Ledger, seed: int) -> None:
         self._search, self._ledger, self._seed = subject.search, ledger, seed
-        self._study = _study(self._search, seed=self._search.seed + len(ledger.before))
+        self._study = study(self._search, seed=self._search.seed + len(ledger.before))
         self._distributions = distributions(self._search.space)
         before = [trial.point for trial in ledger.before if trial.seed == seed]
         self._first = before + [point for point in first_points(subject) if point not in before]
@@ -119,12 +119,13 @@ def first_points(subject: Subject) -> list[dict[str, Any]]:
     return [current] if search.points is None else [{**current, **point} for point in search.points]
 
 
-def _study(search: Search, *, seed: int) -> optuna.Study:
+def study(search: Search, *, seed: int) -> optuna.Study:
+    """What draws the candidates and learns from them; trials that run count as bad, so that others look elsewhere."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    samplers = optuna.samplers
-    sampler = samplers.TPESampler(seed=seed) if search.searcher == "optuna" else samplers.RandomSampler(seed=seed)
+    tpe = search.searcher == "optuna"
+    sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True) if tpe else optuna.samplers.RandomSampler(seed=seed)
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
@@ -139,16 +140,21 @@ def _distribution(domain: Domain) -> Any:
     if not domain.is_range:
         return CategoricalDistribution([json.dumps(value) for value in domain.values])
     low, high = domain.values
-    return (
-        IntDistribution(low, high)
-        if domain.kind == "randint"
-        else FloatDistribution(low, high, log=domain.kind == "loguniform")
-    )
+    if domain.kind == "randint":
+        return IntDistribution(low, high)
+    return FloatDistribution(low, high, log=domain.kind == "loguniform")
 
 
 def encoded(point: dict[str, Any], space: dict[str, Domain]) -> dict[str, Any]:
     """A point as Optuna knows it."""
-    return {name: value if space[name].is_range else json.dumps(value) for name, value in point.items()}
+    return {name: _encoded(value, space[name]) for name, value in point.items()}
+
+
+def _encoded(value: Any, domain: Domain) -> Any:
+    if domain.is_range:
+        return value
+    texts = [json.dumps(each) for each in domain.values]
+    return json.dumps(value) if json.dumps(value) in texts else texts[domain.values.index(value)]  # 0.0 where 0 is listed
 
 
 def decoded(params: dict[str, Any], space: dict[str, Domain]) -> dict[str, Any]:
@@ -173,13 +179,12 @@ def importances(trials: Sequence[Trial], search: Search) -> tuple[dict[str, floa
 
     scored = [trial for trial in trials if trial.succeeded]
     epoch = min((trial.history[-1]["epoch"] for trial in scored), default=0)
-    study, spread = _study(search, seed=0), set()
-    for trial in scored:
-        value = next(row[OBJECTIVE] for row in trial.history if row["epoch"] == epoch)
-        point = encoded(trial.point, search.space)
-        study.add_trial(optuna.trial.create_trial(value=value, params=point, distributions=distributions(search.space)))
-        spread.add(value)
-    if len(scored) < 4 or len(spread) < 2:
+    values = [row[OBJECTIVE] for trial in scored for row in trial.history if row["epoch"] == epoch]
+    if len(values) < max(4, len(scored)) or len(set(values)) < 2:
         return {}, epoch
+    known, shape = study(search, seed=0), distributions(search.space)
+    for trial, value in zip(scored, values, strict=True):
+        point = encoded(trial.point, search.space)
+        known.add_trial(optuna.trial.create_trial(value=value, params=point, distributions=shape))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), epoch
+    return dict(optuna.importance.get_param_importances(known, evaluator=evaluator)), epoch

@@ -51,10 +51,10 @@ def search(subject: Subject, cluster: Cluster, *, seeds: Sequence[int], identity
     if plan.budget.trials == 0:
         return []
     with distributed.alone(folder):
-        ledger, finished = Ledger(folder), folder / "finished.json"
+        ledger, ended = Ledger(folder), folder / "ended.json"
         asked = {"search": plan.model_dump(), "seeds": list(seeds) if plan.finalists else [seeds[0]]}
-        if finished.is_file() and json.loads(finished.read_text()) == asked:
-            return ledger.before
+        if ended.is_file() and (before := json.loads(ended.read_text()))["asked"] == asked:
+            return ledger.before[: before["trials"]]
         os.environ.update(ENVIRONMENT)
         with distributed.ray_session():
             _tune(Drawn(subject, ledger, seeds[0]), ledger, subject, cluster, listener)
@@ -62,7 +62,7 @@ def search(subject: Subject, cluster: Cluster, *, seeds: Sequence[int], identity
             finalists = [group[0].point for group in best_first(ledger.trials, plan)[: plan.finalists]]
             if finalists:
                 _tune(Listed(list(product(finalists, seeds[1:]))), ledger, subject, cluster, listener, stop_early=False)
-        files.write_json(finished, asked)
+        files.write_json(ended, {"asked": asked, "trials": len(ledger.trials)})
         return ledger.trials
 
 
