@@ -221,8 +221,8 @@ def _suggestions(candidates: Candidates, ledger: Ledger, subject: Subject, liste
         def save_to_dir(self, *_args: Any, **_kwargs: Any) -> None:
             """Nothing: the ledger knows."""
 
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
+        def __reduce__(self) -> tuple[type, tuple]:
+            return object, ()  # Tune keeps what it is given in a file, which we do not need
 
     return Suggestions()
 
@@ -273,7 +273,7 @@ def _bookkeeping(ledger: Ledger, listener: Listener) -> Any:
         def _mine(self, trial: Any) -> Trial:
             return ledger.trials[trial.config["number"] - 1]
 
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
+        def __reduce__(self) -> tuple[type, tuple]:
+            return object, ()  # Tune keeps what it is given in a file, which we do not need
 
     return Bookkeeping()
