@@ -4,7 +4,9 @@ Unknown keys, wrong types, values out of range and settings that contradict each
 in one line each, before anything expensive starts. Nothing heavy is imported.
 """
 
+from copy import deepcopy
 from difflib import get_close_matches
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -15,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline import networks
 from pipeline.networks import AnyNetwork, Network, Resnet, Vit  # noqa: F401 (also known here)
 from pipeline.section import Count, Fraction, Positive, Probability, Section, UserError
+from pipeline.space import Search
 
 PARAMS = Path("params.yaml")
 DOWNLOADS = ("cifar10", "cifar100", "svhn", "flowers102")  # sources that torchvision knows how to fetch
@@ -230,6 +233,7 @@ class Settings(Section):
     guidance: dict[Name, Guidance]
     training: Recipes
     evaluation: Evaluation = Evaluation()
+    search: Search
     cluster: Cluster
     tracking: Tracking
 
@@ -240,7 +244,21 @@ def load(*sections: str, path: Path = PARAMS) -> list[Any]:
     Raises UserError, one line a mistake, for anything a person can have written wrongly.
     """
     settings = parse(_read(path), name=path.name)
-    return [_section(settings, dotted) for dotted in sections]
+    return [section(settings, dotted) for dotted in sections]
+
+
+def tree(path: Path = PARAMS) -> dict[str, Any]:
+    """All of a params file, checked, as plain values."""
+    return parse(_read(path), name=path.name).model_dump()
+
+
+def replaced(tree: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the tree in which the settings with these dotted names have these values."""
+    changed = deepcopy(tree)
+    for dotted, value in values.items():
+        *sections, key = dotted.split(".")
+        reduce(lambda found, name: found.setdefault(name, {}), sections, changed)[key] = value
+    return changed
 
 
 def parse(tree: Any, *, name: str = PARAMS.name) -> Settings:
@@ -263,7 +281,8 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
 
 
-def _section(settings: Settings, dotted: str) -> Any:
+def section(settings: Settings, dotted: str) -> Any:
+    """The part of the settings that has this dotted name."""
     found: Any = settings
     for key in dotted.split("."):
         if isinstance(found, dict) and key not in found:
@@ -274,9 +293,7 @@ def _section(settings: Settings, dotted: str) -> Any:
 
 def _explain(mistake: Any) -> str:
     """One pydantic error in the words of someone who edits params.yaml."""
-    location = list(mistake["loc"])
-    if location and location[0] in ("students", "teachers") and len(location) > 2:
-        del location[2]  # pydantic puts the network's tag there
+    location = _location(mistake)
     where = ".".join(str(part) for part in location) or "the file"
     match mistake["type"]:
         case "extra_forbidden":
@@ -294,6 +311,13 @@ def _explain(mistake: Any) -> str:
             return f"{where}{given}: {message[0].lower()}{message[1:]}"
 
 
+def _location(mistake: Any) -> list[Any]:
+    location = list(mistake["loc"])
+    if location and location[0] in ("students", "teachers") and len(location) > 2:
+        del location[2]  # pydantic puts the network's tag there
+    return location
+
+
 def _did_you_mean(location: list[Any]) -> str:
     allowed = _allowed_keys(location[:-1])
     near = get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
@@ -304,13 +328,11 @@ def _allowed_keys(location: list[Any]) -> list[str]:
     """The keys that the section at `location` knows."""
     if location and location[0] in ("students", "teachers"):
         return sorted({key for network in networks.models().values() for key in network.model_fields})
-    section: Any = Settings
+    found: Any = Settings
     for part in location:
-        if isinstance(part, str) and part in getattr(section, "model_fields", {}):
-            section = section.model_fields[part].annotation
-        else:
-            section = Guidance  # the one dict whose values are sections of a single kind
-    return list(section.model_fields)
+        is_section = isinstance(part, str) and part in getattr(found, "model_fields", {})
+        found = found.model_fields[part].annotation if is_section else get_args(found)[1]  # of a dict, its values' section
+    return list(found.model_fields)
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -320,6 +342,7 @@ def _contradictions(settings: Settings) -> list[str]:
         *_repeated_names(settings.experiment),
         *_uneven_batches(settings),
         *_unknown_sizes(settings),
+        *_search_mistakes(settings),
         *(mistake for name, net in settings.students.items() for mistake in _misfits(f"students.{name}", net, settings)),
         *(mistake for name, net in settings.teachers.items() for mistake in _misfits(f"teachers.{name}", net, settings)),
     ]
@@ -381,3 +404,29 @@ def _misfits(where: str, network: AnyNetwork, settings: Settings) -> list[str]:
 def nearest_multiples(number: int, unit: int) -> str:
     """The multiples of `unit` next to `number`, which is none, for an error message: "60 or 65"."""
     return " or ".join(str(multiple) for multiple in (number // unit * unit, (number // unit + 1) * unit) if multiple)
+
+
+def _search_mistakes(settings: Settings) -> list[str]:
+    search = settings.search
+    if search.student not in settings.students:
+        return [f"search.student is '{search.student}', which is not in students; known: {', '.join(settings.students)}"]
+    if search.guidance is not None and search.guidance not in settings.guidance:
+        return [f"search.guidance is '{search.guidance}', which is not in guidance; known: {', '.join(settings.guidance)}"]
+    mistakes = [mistake for name in search.space for mistake in _dimension_mistakes(name, settings)]
+    if search.finalists and len(settings.experiment.seeds) == 1:
+        mistakes.append(f"search.finalists {search.finalists} have no effect with one seed; give experiment.seeds more")
+    return mistakes
+
+
+def _dimension_mistakes(dotted: str, settings: Settings) -> list[str]:
+    """What is wrong with a setting in the search space, whatever the others are."""
+    search = settings.search
+    if not any(dotted.startswith(f"{section}.") for section in search.sections):
+        return [f"search.space holds '{dotted}'; the settings of this search begin with {' or '.join(search.sections)}"]
+    for value in search.space[dotted].values:
+        try:
+            Settings.model_validate(replaced(settings.model_dump(), {dotted: value}))
+        except ValidationError as error:
+            if own := [each for each in error.errors() if f"{'.'.join(map(str, _location(each)))}.".startswith(f"{dotted}.")]:
+                return [f"search.space: {_explain(own[0])}"]
+    return []

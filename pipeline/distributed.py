@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -60,7 +61,7 @@ def fit(job: Job, cluster: Cluster, *, identity: str, listener: Listener) -> Tra
     Raises UserError for what a person can put right, KeyboardInterrupt when interrupted; the checkpoints stay.
     """
     scratch = files.in_project(cluster.scratch) / identity
-    with _alone(scratch):
+    with alone(scratch):
         if (scratch / "finished").is_dir():
             return _read(scratch / "finished")
         place = f"{cluster.checkpoints or scratch.parent}/{identity}/checkpoints"
@@ -71,7 +72,7 @@ def fit(job: Job, cluster: Cluster, *, identity: str, listener: Listener) -> Tra
 
 
 @contextmanager
-def _alone(scratch: Path) -> Iterator[None]:
+def alone(scratch: Path) -> Iterator[None]:
     """Hold a run for this process; another that wants the same one waits for its end."""
     scratch.mkdir(parents=True, exist_ok=True)
     lock = FileLock(scratch / ".lock")
@@ -210,7 +211,7 @@ class RayReporter:
 
 def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Trained:
     """Run the training as a Ray Train job, and pass on what its first worker tells."""
-    with _ray(), tempfile.TemporaryDirectory() as unused:
+    with ray_session(), tempfile.TemporaryDirectory() as unused:
         import ray
         from ray.util.queue import Queue
 
@@ -223,7 +224,7 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
             "residence": cluster.data,
         }
         trainer = _trainer(config, cluster, unused)
-        running = _in_thread(trainer.fit)
+        running = in_thread(trainer.fit)
         while not running.done():
             _pass_on(events, listener, seconds=0.2)
         _pass_on(events, listener, seconds=0)
@@ -240,8 +241,14 @@ def _weights(content: bytes) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
-    """Ray for this block: the cluster that RAY_ADDRESS names, or one of our own on this machine, ended with the block."""
+def ray_session() -> Iterator[None]:
+    """Ray for this block: the cluster that RAY_ADDRESS names, or one of our own on this machine, ended with the block.
+
+    A Ray that this process has begun before is used, and left as it is.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if not joined:  # it listens on all addresses, so it gets a secret that only this process and its children know
         os.environ.update(OWN_ENVIRONMENT)
@@ -320,7 +327,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     return {"history": state.history, "weights": save(state.weights(job.training.result))}
 
 
-def _in_thread(action: Callable[[], Any]) -> Future[Any]:
+def in_thread(action: Callable[[], Any]) -> Future[Any]:
     """Run the action beside the main thread: only there does Ray leave SIGINT alone, on which it would exit with 0."""
     future: Future[Any] = Future()
 

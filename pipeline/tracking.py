@@ -40,6 +40,11 @@ class Run:
         self._client, self._id, self._images_seen = client, run_id, 0
         self._try(self._resume)
 
+    @property
+    def id(self) -> str:
+        """MLflow's own name of it; empty where nothing is kept."""
+        return self._id if self._client else ""
+
     def epoch(self, row: dict[str, Any]) -> None:
         """Log one epoch's metrics against images seen, once, however often the epoch is told."""
         if row["images_seen"] > self._images_seen:
@@ -61,6 +66,10 @@ class Run:
     def figure(self, figure: Any, place: str) -> None:
         """Keep a matplotlib figure with the run as a picture."""
         self._try(lambda client: client.log_figure(self._id, figure, place))
+
+    def tag(self, key: str, value: str) -> None:
+        """Something else to select runs by."""
+        self._try(lambda client: client.set_tag(self._id, key, value))
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
@@ -90,6 +99,13 @@ def run(tracking: Tracking, *, identity: str, name: str, tags: dict[str, str], p
         opened.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     opened.end("FINISHED")
+
+
+def child(tracking: Tracking, parent: Run, *, identity: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> Run:
+    """A run that the UI shows under its parent; whoever opens it ends it. Not kept where the parent is not."""
+    return (
+        _open(tracking, {**tags, "identity": identity, "mlflow.parentRunId": parent.id}, name, params) if parent.id else Run()
+    )
 
 
 def mark(tracking: Tracking, identities: list[str], *, tag: str) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
     pictures = loading.pictures(common.PREPARED / "train.arrow", channels=card["channels"])
     source = loading.open_source(pictures, torch.device("cpu"))
     sheet = augmentation.sheet(source, card, recipe, seed=experiment.seeds[0])
-    files.write(common.REPORT / "index.html", page.render(results, card, sheet))
+    files.write(common.REPORT / "index.html", page.render(results, card, sheet, _text(common.SEARCH / "section.html")))
 
     tracking.mark(track, [result.config["espalier"]["identity"] for result in results], tag="in_report")
     tracking.register(track, tables.best(results).config["espalier"]["identity"], alias="best")
@@ -66,6 +66,13 @@ def _answers(rows: list[dict[str, str]], classes: list[str]) -> Answers:
     number = {name: index for index, name in enumerate(classes)}
     actual, predicted = (np.array([number[row[key]] for row in rows]) for key in ("actual", "predicted"))
     return Answers(actual, predicted, np.array([float(row["confidence"]) for row in rows]))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise _missing(path) from None
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -12,10 +12,11 @@ STAGES = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
 TEST = "data/prepared/test.arrow"
 
 LAYERS = [  # a module may import those of earlier lines, and of its own
-    "config networks section metrics files identity progress",
+    "config networks section space metrics files identity progress",
     "data models registry tracking checkpoints",
     "training",
-    "explain distributed prediction export served",
+    "explain distributed prediction export served runs",
+    "search",
     "report",
     "stages",
 ]
@@ -23,7 +24,8 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names.spl
 HOMES = {  # a third-party package -> the only modules that may import it
     "pyarrow": {"pipeline/data/prepared.py", "pipeline/data/sources/parquet.py", "pipeline/checkpoints.py"},
     "mlflow": {"pipeline/tracking.py", "pipeline/export.py", "pipeline/served.py"},
-    "ray": {"pipeline/distributed.py"},
+    "ray": {"pipeline/distributed.py", "pipeline/search/tune.py"},
+    "optuna": {"pipeline/search/candidates.py"},
     "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py", "pipeline/training/optim.py"},
     "matplotlib": {"pipeline/report/figures.py"},
     "dvc": set(),

@@ -49,6 +49,9 @@ def copy_of_the_project(project):
     small = {"width": 16, "depth": 2, "heads": 2}
     change(project, cluster__num_workers=0, cluster__checkpoint_seconds=0)
     change(project, training__student__epochs=4, training__teacher__epochs=2, experiment__guided=["vit"])
+    few = {"students.vit.depth": {"choice": [2, 3]}}
+    change(project, search__space=few, search__searcher="random", search__scheduler="none", search__epochs=None)
+    change(project, search__budget__trials=2)
     for student in ("vit", "sl_vit"):
         change(project, **{f"students__{student}__{key}": value for key, value in small.items()})
     run("git", "add", "-A", cwd=project)
@@ -140,6 +143,18 @@ def test_a_changed_student_trains_that_student_alone(project):
     out = run("dvc", "exp", "run", "-S", "students.sl_vit.depth=3", "-n", "deeper", cwd=project).stdout
     ran = [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]
     assert ran == ["unguided@sl_vit-0", "evaluate_unguided@sl_vit-0", "report"]
+
+
+def test_a_trial_is_the_training_that_its_settings_are(project):
+    first, second = csv.DictReader((project / "search/trials.csv").open())
+    trained = json.loads((project / "models/unguided/vit/0/config.json").read_text())
+    assert trained["espalier"]["identity"] == first["identity"] and first["students.vit.depth"] == "2"
+    best = yaml.load((project / "search/best.yaml").read_text())
+    assert best["command"] == f"dvc exp run -S students.vit.depth={best['settings']['students.vit.depth']}"
+    adopt = ["dvc", "exp", "run", "-n", "adopted", "-S", f"students.vit.depth={second['students.vit.depth']}", "unguided@vit-0"]
+    out = run(*adopt, cwd=project).stdout
+    assert "Running stage 'unguided@vit-0'" in out and " epoch " not in out
+    run("git", "checkout", "--", "params.yaml", cwd=project)
 
 
 def test_an_experiment_in_a_copy_of_the_project_keeps_its_runs_in_the_projects_mlflow(project):

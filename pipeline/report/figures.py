@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "espalier",
     "text.parse_math": False,  # a class may be named "$"
 }
+HALO: dict[str, Any] = {"bbox": {"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.75, "linewidth": 0}}
 LINES = {"teacher": ":", "unguided": "--", "guided": "-"}
 HEAT = "viridis"  # told apart by colour-blind people too
 MOST_NUMBERED_CLASSES = 12
@@ -46,12 +48,13 @@ def learning_curves(
         axes = figure.subplots()
         for network, seeds in curves.items():
             xs, ys = np.array(seeds[0])[:, 0], np.array([[point[1] for point in seed] for seed in seeds])
-            (line,) = axes.plot(xs, ys.mean(0), LINES[network.split("/")[0]], linewidth=1.6, label=network)
+            (line,) = axes.plot(xs, ys.mean(0), LINES.get(network.split("/")[0], "-"), linewidth=1.6, label=network)
             if len(seeds) > 1:
                 axes.fill_between(xs, ys.min(0), ys.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
         axes.set(xlabel=x, ylabel=y, yscale="log" if log else "linear")
         if log:
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         axes.margins(x=0.01)
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
@@ -177,6 +180,56 @@ def heat(maps: np.ndarray) -> np.ndarray:
 
 def _short(name: str) -> str:
     return "\n".join(line if len(line) <= 16 else f"{line[:15]}…" for line in name.split("\n"))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis of parallel coordinates: what to write where, and where each line crosses it, all from 0 to 1."""
+
+    label: str
+    ticks: dict[str, float]
+    places: list[float]
+
+
+def parallel_coordinates(scales: Sequence[Scale], merits: Sequence[float], *, early: Sequence[bool]) -> Figure:
+    """One line per trial across all scales, the darker the more merit; dashed where it was stopped early."""
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(11.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        ranks = np.argsort(np.argsort(merits)) / max(len(merits) - 1, 1)
+        for index in np.argsort(merits):
+            heights = [scale.places[index] for scale in scales]
+            colour, style = mpl.colormaps["viridis_r"](0.05 + 0.95 * ranks[index]), "--" if early[index] else "-"
+            axes.plot(range(len(scales)), heights, style, color=colour, linewidth=1 + ranks[index], marker="o", markersize=3)
+        for place, scale in enumerate(scales):
+            axes.axvline(place, color="#888888", linewidth=0.8, zorder=0)
+            for text, height in scale.ticks.items():
+                axes.annotate(text, (place, height), (4, 0), textcoords="offset points", fontsize=8, va="bottom", **HALO)
+        axes.set_xticks(range(len(scales)), [scale.label for scale in scales])
+        axes.set(yticks=[], ylim=(-0.04, 1.1), xlim=(-0.1, len(scales) - 0.6))
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    return figure
+
+
+def bars(shares: Mapping[str, float], *, x: str) -> Figure:
+    """One horizontal bar per name, the longest above."""
+    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(7.2, 0.9 + 0.32 * len(shares)), layout="constrained")
+        axes = figure.subplots()
+        ordered = sorted(shares.items(), key=lambda entry: entry[1])
+        drawn = axes.barh([name for name, _ in ordered], [share for _, share in ordered], color="#3b6ea5", height=0.6)
+        axes.bar_label(drawn, fmt="{:.2f}", padding=3)
+        axes.set(xlabel=x, xlim=(0, 1.08 * max(shares.values())), axisbelow=True)
+    return figure
+
+
+def message(text: str) -> Figure:
+    """A line of text where a figure would be."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.6))
+        figure.text(0.01, 0.4, text, color="#555555")
+    return figure
 
 
 def svg(figure: Figure) -> str:

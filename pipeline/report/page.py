@@ -15,8 +15,11 @@ from pipeline.report.evidence import Pair
 from pipeline.report.tables import Result
 
 
-def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figures.Figure) -> str:
-    """The page for these results, all over the same prepared data; the sheet shows what students were trained on."""
+def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figures.Figure, search: str = "") -> str:
+    """The page for these results, all over the same prepared data; the sheet shows what students were trained on.
+
+    search: the section on the search for settings, as HTML.
+    """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters |= FILTERS
     groups, rows = tables.by_network(results), tables.comparison(results)
@@ -40,6 +43,7 @@ def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figur
         corrupted=_corrupted(results),
         explained=_explained({network: group[0] for network, group in groups.items()}, card["classes"]),
         contact_sheet=Markup(figures.svg(contact_sheet)),
+        search=Markup(search),
         settings=[_settings(network, group[0]) for network, group in groups.items()],
         versions=results[0].config["espalier"]["versions"],
     )
