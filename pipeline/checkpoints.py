@@ -1,5 +1,7 @@
 """Where the checkpoints of a run lie: in a folder, or in an object store that a URI names (s3://bucket/folder)."""
 
+import platform
+import secrets
 from collections.abc import Iterator
 
 from pyarrow import fs
@@ -15,6 +17,24 @@ class Checkpoints:
     def __init__(self, place: str) -> None:
         self._place = place
         self._files, self._folder = _open(place)
+
+    def check(self) -> None:
+        """Write, read and delete a marker. Raises UserError where that does not work, before time is spent on a training."""
+        marker, content = f"{self._folder}/.marker-{secrets.token_hex(4)}", b"espalier"
+        try:
+            self._files.create_dir(self._folder)
+            with self._files.open_output_stream(marker) as file:
+                file.write(content)
+            with self._files.open_input_file(marker) as file:
+                found = file.read()
+            self._files.delete_file(marker)
+        except OSError as error:
+            raise UserError(f"{self._named()} cannot be used from {platform.node()}: {' '.join(str(error).split())}") from None
+        if found != content:
+            raise UserError(f"{self._named()} does not give back what is written to it (from {platform.node()})")
+
+    def _named(self) -> str:
+        return f"the place of the checkpoints, {self._place} (cluster.checkpoints, or cluster.scratch),"
 
     def newest_first(self) -> Iterator[bytes]:
         """The contents of the checkpoints that there are."""

@@ -1,17 +1,18 @@
 """What the stages teacher, unguided and guided share: train one network and write its outs."""
 
+import json
 from statistics import median
 from typing import Any
 
-from pipeline import distributed, files, models, tracking
+from pipeline import distributed, files, runs, tracking
 from pipeline.config import Cluster, Guidance, Network, Tracking, Training
-from pipeline.data import batches, loading, prepared
-from pipeline.identity import identity, versions
 from pipeline.progress import progress
+from pipeline.runs import Run
 from pipeline.training import selection
-from pipeline.training.checkpoint import Model, model_config, save_model
-from pipeline.training.loop import Job
+from pipeline.training.checkpoint import Model, save_model
 from stages import common
+
+OUTS = (common.MODELS, common.RESULTS)
 
 CURVE = (
     "epoch",
@@ -41,49 +42,40 @@ def train(
     teacher: Model | None = None,
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
-    card = prepared.read_card(common.PREPARED)
-    train, validation = (
-        loading.pictures(common.PREPARED / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
-    )
-    training = batches.budgeted(training, len(train.labels))
-    card |= {"image_shape": batches.image_shape(card, training)}
-    settings = {
-        "network": network.model_dump(),
-        "training": training.model_dump(),
-        "guidance": guidance.model_dump() if guidance else None,
-        "teacher": teacher.digest if teacher else None,
-    }
-    about = {"kind": kind, "name": name, "seed": seed, "data_fingerprint": card["fingerprint"]}
-    run = identity(**about, **settings)
-    arguments = models.arguments(network, image_shape=card["image_shape"], classes=len(card["classes"]))
-    config = model_config(network.model, arguments, card, {**about, **settings, "identity": run, "versions": versions()})
-    job = Job(config, training, seed, train, validation, guidance, teacher)
-    steps = batches.steps_per_epoch(len(train.labels), training)
-    label = f"{kind}/{name}/{seed}"
-
+    run = runs.of(kind, name, seed, network, training, data=runs.data(common.PREPARED), guidance=guidance, teacher=teacher)
+    if _is_there(run):
+        print(f"{run.label} is up to date")
+        return
     with (
-        tracking.run(track, identity=run, name=label, tags=_tags(about), params=settings) as tracked,
-        progress(label, epochs=training.epochs, images=training.epochs * steps * training.batch_size) as shown,
+        tracking.run(track, identity=run.identity, name=run.label, tags=run.tags, params=run.settings) as tracked,
+        progress(run.label, epochs=run.job.training.epochs, images=run.images) as shown,
     ):
 
         def on_epoch(row: dict[str, Any]) -> None:
             shown.epoch(row)
             tracked.epoch(row)
 
-        listener = distributed.Listener(epoch=on_epoch, images=shown.images)
-        trained = distributed.fit(job, cluster, identity=run, listener=listener)
+        listener = distributed.Listener(epoch=on_epoch, images=shown.images, note=shown.note)
+        trained = distributed.fit(run.job, cluster, identity=run.identity, listener=listener)
         for row in trained.history:
             tracked.epoch(row)
         folder = common.place(common.MODELS, kind, name, seed)
-        save_model(folder, Model(config, trained.weights))
+        save_model(folder, Model(run.job.config, trained.weights))
         tracked.artifacts(folder, "model")
     results = common.place(common.RESULTS, kind, name, seed)
     files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE if key in row} for row in trained.history])
-    files.write_json(results / "training.json", _summary(trained.history, training))
+    files.write_json(results / "training.json", _summary(trained.history, run.job.training))
 
 
-def _tags(about: dict[str, Any]) -> dict[str, str]:
-    return {key: str(value) for key, value in about.items()}
+def _is_there(run: Run) -> bool:
+    """Whether all outs of this very run are there. DVC removes them before it runs a stage: this is for train_all."""
+    folder, results = (common.place(root, *(run.about[key] for key in ("kind", "name", "seed"))) for root in OUTS)
+    try:
+        made = json.loads((folder / "config.json").read_text())["espalier"]["identity"]
+    except (OSError, ValueError, KeyError):
+        return False
+    parts = (folder / "model.safetensors", results / "curve.csv", results / "training.json")
+    return bool(made == run.identity) and all(part.is_file() for part in parts)
 
 
 def _summary(history: list[dict[str, Any]], training: Training) -> dict[str, Any]:

@@ -12,10 +12,10 @@ STAGES = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
 TEST = "data/prepared/test.arrow"
 
 LAYERS = [  # a module may import those of earlier lines, and of its own
-    "config networks section metrics files identity progress",
+    "config networks section metrics files identity progress scheduling together",
     "data models registry tracking checkpoints",
     "training",
-    "explain distributed",
+    "explain distributed runs",
     "report",
     "stages",
 ]

@@ -1,0 +1,84 @@
+"""A run: one training that settings and prepared data ask for, under the name and identity that it has everywhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import models
+from pipeline.config import Guidance, Network, Training
+from pipeline.data import batches, loading, prepared
+from pipeline.data.loading import Pictures
+from pipeline.identity import identity, versions
+from pipeline.training.checkpoint import Model, model_config
+from pipeline.training.loop import Job
+
+
+@dataclass(frozen=True)
+class Data:
+    """What all runs on one prepared data set share."""
+
+    card: dict[str, Any]
+    train: Pictures
+    validation: Pictures
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and what is known of it before it begins."""
+
+    identity: str
+    about: dict[str, Any]  # kind, name, seed and the data's fingerprint
+    settings: dict[str, Any]  # of network, training and guidance, and the teacher's digest, as plain values
+    job: Job
+
+    @property
+    def label(self) -> str:
+        """kind/name/seed."""
+        return f"{self.about['kind']}/{self.about['name']}/{self.about['seed']}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What MLflow is told it is."""
+        return {key: str(value) for key, value in self.about.items()}
+
+    @property
+    def images(self) -> int:
+        """How many pictures it trains on, each counted as often as it is shown."""
+        steps = batches.steps_per_epoch(len(self.job.train.labels), self.job.training)
+        return self.job.training.epochs * steps * self.job.training.batch_size
+
+
+def data(folder: Path) -> Data:
+    """The prepared data in a folder, without its test split."""
+    card = prepared.read_card(folder)
+    train, validation = (
+        loading.pictures(folder / f"{split}.arrow", channels=card["channels"]) for split in ("train", "validation")
+    )
+    return Data(card, train, validation)
+
+
+def of(
+    kind: str,
+    name: str,
+    seed: int,
+    network: Network,
+    training: Training,
+    *,
+    data: Data,
+    guidance: Guidance | None = None,
+    teacher: Model | None = None,
+) -> Run:
+    """The run of these settings. Raises UserError where they do not suit the data."""
+    training = batches.budgeted(training, len(data.train.labels))
+    card = data.card | {"image_shape": batches.image_shape(data.card, training)}
+    settings = {
+        "network": network.model_dump(),
+        "training": training.model_dump(),
+        "guidance": guidance.model_dump() if guidance else None,
+        "teacher": teacher.digest if teacher else None,
+    }
+    about = {"kind": kind, "name": name, "seed": seed, "data_fingerprint": card["fingerprint"]}
+    named = identity(**about, **settings)
+    arguments = models.arguments(network, image_shape=card["image_shape"], classes=len(card["classes"]))
+    config = model_config(network.model, arguments, card, {**about, **settings, "identity": named, "versions": versions()})
+    return Run(named, about, settings, Job(config, training, seed, data.train, data.validation, guidance, teacher))
