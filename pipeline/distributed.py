@@ -230,7 +230,8 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
         import ray
         from ray.util.queue import Queue
 
-        events = Queue(actor_options={"num_cpus": 0})
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # no lost node takes the queue with it
+        events = Queue(actor_options={"num_cpus": 0, "label_selector": here})
         config = {
             "job": ray.put(job),
             "events": events,
