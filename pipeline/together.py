@@ -19,8 +19,14 @@ class Skipped(Exception):
     """The task that this one needs has failed."""
 
 
-def together(tasks: Mapping[str, Task], *, at_once: int) -> dict[str, BaseException]:
-    """Do all tasks, those that others wait for first; gives the failures by name. One failure stops no other task."""
+SECONDS_BETWEEN_LOOKS = 10.0
+
+
+def together(tasks: Mapping[str, Task], *, room: Callable[[], int]) -> dict[str, BaseException]:
+    """Do all tasks, those that others wait for first, as many at once as there is room for, which may change meanwhile.
+
+    Gives the failures by name; one stops no other task, but those that need it.
+    """
     waiting, running, failed = _urgent_first(tasks), dict[Future[Any], str](), dict[str, BaseException]()
     done: set[str] = set()
     while waiting or running:
@@ -28,10 +34,10 @@ def together(tasks: Mapping[str, Task], *, at_once: int) -> dict[str, BaseExcept
             waiting.remove(name)
             failed[name] = Skipped(f"needs {tasks[name].after}, which failed")
         ready = [name for name in waiting if tasks[name].after is None or tasks[name].after in done]
-        for name in ready[: at_once - len(running)]:
+        for name in ready[: max(0, room() - len(running))]:
             waiting.remove(name)
             running[in_thread(tasks[name].action)] = name
-        for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+        for future in wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED).done:
             name = running.pop(future)
             if error := future.exception():
                 failed[name] = error

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 
 from pipeline import config, distributed, scheduling
-from pipeline.config import Cluster, Experiment, UserError
+from pipeline.config import Experiment, UserError
 from pipeline.together import Skipped, Task, together
 from stages import common, guided, teacher, unguided
 
@@ -18,9 +18,12 @@ def main() -> None:
     experiment, cluster = config.load("experiment", "cluster")
     if cluster.num_workers == 0:
         raise UserError("cluster.num_workers 0 trains without Ray, one network at a time; train_all needs at least 1")
+    tasks = networks(experiment)
     with distributed.ray_session():
-        tasks = networks(experiment)
-        failed = together(tasks, at_once=_room(cluster, len(tasks)))
+        nodes = distributed.nodes_of_ray()
+        each = scheduling.worker(cluster, nodes, alone=False)
+        print(f"{len(tasks)} networks: {scheduling.choice(cluster, nodes, each)}", flush=True)
+        failed = together(tasks, room=lambda: scheduling.trainings_at_once(cluster, distributed.nodes_of_ray(), each))
     for name, error in sorted(failed.items()):
         print(f"failed: {name}: {_one_line(error)}", file=sys.stderr)
     if failed:
@@ -41,14 +44,6 @@ def networks(experiment: Experiment) -> dict[str, Task]:
                 action = partial(guided.train, student, guidance, seed)
                 tasks[f"guided/{student}-{guidance}/{seed}"] = Task(action, after=taught_by)
     return tasks
-
-
-def _room(cluster: Cluster, count: int) -> int:
-    """How many trainings are run at once, and a line that says so."""
-    nodes = distributed.nodes_of_ray()
-    each = scheduling.worker(cluster, nodes, alone=False)
-    print(f"{count} networks: {scheduling.choice(cluster, nodes, each)}", flush=True)
-    return scheduling.trainings_at_once(cluster, nodes, each)
 
 
 def _one_line(error: BaseException) -> str:

@@ -123,7 +123,7 @@ def test_all_is_done_within_the_room_after_what_it_needs_and_one_failure_stops_n
         name: Task(lambda name=name, fails=fails: action(name, fails), needs[name])
         for name, (_, fails) in zip(names, plan, strict=True)
     }
-    failed = together(tasks, at_once=at_once)
+    failed = together(tasks, room=lambda: at_once)
     own = {name for name, (_, fails) in zip(names, plan, strict=True) if fails}
     skipped = {name for name in failed if isinstance(failed[name], Skipped)}
     assert most <= at_once
@@ -135,7 +135,15 @@ def test_all_is_done_within_the_room_after_what_it_needs_and_one_failure_stops_n
 
 def test_all_the_room_is_used():
     both = threading.Barrier(2, timeout=20)  # neither ends before the other has begun
-    assert together({"a": Task(lambda: both.wait()), "b": Task(lambda: both.wait())}, at_once=2) == {}
+    assert together({"a": Task(lambda: both.wait()), "b": Task(lambda: both.wait())}, room=lambda: 2) == {}
+
+
+def test_room_that_comes_later_is_used(monkeypatch):
+    monkeypatch.setattr("pipeline.together.SECONDS_BETWEEN_LOOKS", 0.05)
+    both = threading.Barrier(2, timeout=20)
+    grown = iter([1, 1, 1])
+    tasks = {"a": Task(lambda: both.wait()), "b": Task(lambda: both.wait())}
+    assert together(tasks, room=lambda: next(grown, 2)) == {}
 
 
 def test_train_all_knows_the_networks_of_the_dag_and_puts_teachers_first():
