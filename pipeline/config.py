@@ -7,6 +7,7 @@ in one line each, before anything expensive starts. Nothing heavy is imported.
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import reduce
+from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -206,13 +207,39 @@ class Cluster(Section):
     """Where a training runs; never what it computes."""
 
     num_workers: Annotated[int, Field(ge=0)]  # 0: in the process of the stage itself, without Ray
-    cpus_per_worker: Count | None = None  # null: all CPUs of this machine, shared out; 1 on a joined cluster
+    min_workers: Count | None = None  # elastic: goes on with so few where there are no more; null: num_workers
+    cpus_per_worker: Count | None = None  # null: chosen from what there is (pipeline/scheduling.py)
     use_gpu: Literal["auto"] | bool = "auto"
+    gpus_per_worker: Positive | None = None  # a part of one, for small networks: 0.25; null: 1
+    placement: Literal["pack", "spread"] = "pack"  # workers on as few nodes as they fit on, or on as many as there are
     data: Literal["auto", "resident", "streaming"] = "auto"  # all training pictures on the device, where they fit, or not
     max_failures: Annotated[int, Field(ge=0)] = 2  # restarts from the last checkpoint after a lost worker
     scratch: str = ".runs"  # unfinished and finished runs, by their identity
     checkpoints: str | None = None  # a folder or URI that all nodes reach; null: in scratch
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 10  # between two checkpoints, which are written after an epoch
+
+    @model_validator(mode="after")
+    def _elastic_range(self) -> "Cluster":
+        if self.min_workers and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers {self.min_workers} is above num_workers {self.num_workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "Cluster":
+        gpus = self.gpus_per_worker or 1
+        if gpus > 1 and gpus % 1:
+            raise ValueError(f"gpus_per_worker {gpus:g} is neither a part of one GPU nor a whole number of them")
+        if gpus < 1 and self.num_workers > 1:
+            raise ValueError(
+                f"gpus_per_worker {gpus:g} needs num_workers 1: the workers of one training each need their own GPU"
+            )
+        return self
+
+    @property
+    def sizes(self) -> range:
+        """The numbers of workers that a training may have."""
+        most = max(1, self.num_workers)
+        return range(self.min_workers or most, most + 1)
 
 
 class Tracking(Section):
@@ -372,10 +399,11 @@ def _repeated_names(experiment: Experiment) -> list[str]:
 
 
 def _uneven_batches(settings: Settings) -> list[str]:
-    workers = max(1, settings.cluster.num_workers)
     mistakes = []
+    sizes = settings.cluster.sizes
+    workers = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
     for kind, recipe in {"teacher": settings.training.teacher, "student": settings.training.student}.items():
-        shares = 2 * workers if recipe.augmentation.mixes else workers
+        shares = lcm(*sizes) * (2 if recipe.augmentation.mixes else 1)
         if recipe.batch_size % shares:
             pairs = ", in the pairs that are mixed," if recipe.augmentation.mixes else ""
             mistakes.append(

@@ -13,20 +13,19 @@ import os
 import secrets
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from pipeline import files
+from pipeline import files, scheduling
 from pipeline.checkpoints import Checkpoints
 from pipeline.config import Cluster, UserError
+from pipeline.together import in_thread
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
     from pipeline.training.loop import Job
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WEIGHTS, HISTORY = "model.safetensors", "history.json"
 
@@ -49,10 +50,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Listener:
-    """Whoever wants to know how a training goes on; called in the driver's main thread."""
+    """Whoever wants to know how a training goes on; called in the thread that trains."""
 
     epoch: Callable[[dict[str, Any]], None] = lambda row: None
     images: Callable[[int], None] = lambda count: None
+    note: Callable[[str], None] = lambda line: None  # what was chosen, to be shown
 
 
 def fit(job: Job, cluster: Cluster, *, identity: str, listener: Listener) -> Trained:
@@ -145,6 +147,7 @@ def _in_process(job: Job, cluster: Cluster, place: str, listener: Listener) -> T
     if cluster.cpus_per_worker:
         torch.set_num_threads(cluster.cpus_per_worker)
     keeper = Keeper(place, cluster.checkpoint_seconds)
+    keeper.kept.check()
     reporter = LocalReporter(keeper, engine.device_of(cluster.use_gpu), listener)
     state = loop.train(job, reporter, residence=cluster.data)
     return Trained(state.history, state.weights(job.training.result))
@@ -167,6 +170,7 @@ OWN_ENVIRONMENT = {  # for a Ray of our own: every process that does not start i
     "RAY_AUTH_MODE": "token",
 }
 SECONDS_BETWEEN_EVENTS = 0.25
+SECONDS_BETWEEN_RESIZES = 60.0  # elastic: a training that may have more workers looks for room so often
 COLLECTIVE_TIMEOUT_SECONDS = 300  # a lost worker is noticed after this at the latest
 
 
@@ -188,18 +192,29 @@ class RayReporter:
         while (content := self._from_the_first(next(mine, None))) is not None:
             yield content
 
-    def _from_the_first(self, value: bytes | None) -> bytes | None:
+    def _from_the_first(self, value: T | None) -> T | None:
         if self.world == 1:
             return value
         import torch
 
-        shared = [value]
+        shared: list[T | None] = [value]
         torch.distributed.broadcast_object_list(shared, device=self.device)
         return shared[0]
 
-    def report(self, row: dict[str, Any], checkpoint: Callable[[], bytes]) -> None:
+    def first(self, action: Callable[[], None]) -> None:
+        """The first worker does this; a UserError of it is raised by all, so that none waits for one that has stopped."""
+        mistake = None
         if self.rank == 0:
-            self._keeper.epoch(row["epoch"], checkpoint)
+            try:
+                action()
+            except UserError as error:
+                mistake = str(error)
+        if mistake := self._from_the_first(mistake):
+            raise UserError(mistake)
+
+    def report(self, row: dict[str, Any], checkpoint: Callable[[], bytes]) -> None:
+        self.first(lambda: self._keeper.epoch(row["epoch"], checkpoint))
+        if self.rank == 0:
             self._events.put(("epoch", row))
 
     def progress(self, images: int) -> None:
@@ -211,11 +226,12 @@ class RayReporter:
 
 def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Trained:
     """Run the training as a Ray Train job, and pass on what its first worker tells."""
-    with ray_session(), tempfile.TemporaryDirectory() as unused:
+    with ray_session() as alone, tempfile.TemporaryDirectory() as unused:
         import ray
         from ray.util.queue import Queue
 
-        events = Queue(actor_options={"num_cpus": 0})
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # no lost node takes the queue with it
+        events = Queue(actor_options={"num_cpus": 0, "label_selector": here})
         config = {
             "job": ray.put(job),
             "events": events,
@@ -223,8 +239,11 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
             "checkpoint_seconds": cluster.checkpoint_seconds,
             "residence": cluster.data,
         }
-        trainer = _trainer(config, cluster, unused)
-        running = in_thread(trainer.fit)
+        nodes = nodes_of_ray()
+        each = scheduling.worker(cluster, nodes, alone=alone)
+        listener.note(scheduling.choice(cluster, nodes, each))
+        trainer = _trainer(config, cluster, each, unused)
+        running = in_thread(trainer.fit)  # in the main thread, Ray would take SIGINT, and exit with 0
         while not running.done():
             _pass_on(events, listener, seconds=0.2)
         _pass_on(events, listener, seconds=0)
@@ -241,13 +260,13 @@ def _weights(content: bytes) -> dict[str, Tensor]:
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session() -> Iterator[bool]:
     """Ray for this block: the cluster that RAY_ADDRESS names, or one of our own on this machine, ended with the block.
 
-    A Ray that this process has begun before is used, and left as it is.
+    A Ray that this process has begun before is used, and left as it is. Gives whether it is for this block alone.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        yield
+        yield False
         return
     joined = bool(os.environ.get("RAY_ADDRESS"))
     if not joined:  # it listens on all addresses, so it gets a secret that only this process and its children know
@@ -261,52 +280,41 @@ def ray_session() -> Iterator[None]:
     own: dict[str, Any] = {"runtime_env": code} if joined else {"address": "local", "include_dashboard": False}
     ray.init(**quiet, **own)
     try:
-        yield
+        yield not joined
     finally:
         ray.shutdown()
 
 
-def _trainer(config: dict[str, Any], cluster: Cluster, folder: str) -> Any:
+def nodes_of_ray() -> list[scheduling.Resources]:
+    """What each node of the Ray in use has."""
     import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _trainer(config: dict[str, Any], cluster: Cluster, each: scheduling.Resources, folder: str) -> Any:
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    available = ray.cluster_resources()
-    use_gpu = bool(available.get("GPU")) if cluster.use_gpu == "auto" else cluster.use_gpu
-    cpus = cluster.cpus_per_worker or _cpu_share(available, cluster)
-    _refuse_what_never_fits(available, cluster, cpus=cpus, use_gpu=use_gpu)
+    sizes = cluster.sizes
     return TorchTrainer(
         _worker,
         train_loop_config=config,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
         scaling_config=train.ScalingConfig(
-            num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=_each(cpus, use_gpu)
+            num_workers=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]),
+            use_gpu="GPU" in each,
+            resources_per_worker=each,
+            placement_strategy=cluster.placement.upper(),
+            elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZES,
         ),
         run_config=train.RunConfig(
+            name=Path(folder).name,
             storage_path=folder,
             failure_config=train.FailureConfig(max_failures=cluster.max_failures),
             logging_config=train.LoggingConfig("ERROR"),
         ),
     )
-
-
-def _each(cpus: int, use_gpu: bool) -> dict[str, float]:
-    return {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
-
-
-def _cpu_share(available: dict[str, float], cluster: Cluster) -> int:
-    """All CPUs of an own Ray shared out; one per worker on a cluster that others use too."""
-    return 1 if os.environ.get("RAY_ADDRESS") else max(1, int(available["CPU"]) // cluster.num_workers)
-
-
-def _refuse_what_never_fits(available: dict[str, float], cluster: Cluster, *, cpus: int, use_gpu: bool) -> None:
-    for resource, each in _each(cpus, use_gpu).items():
-        have = int(available.get(resource, 0))
-        if cluster.num_workers * each > have:
-            raise UserError(
-                f"cluster.num_workers {cluster.num_workers} with {each:g} {resource} each would wait for ever: "
-                f"Ray has {have} {resource}; lower it, or cluster.cpus_per_worker"
-            )
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -320,25 +328,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     keeper = Keeper(config["place"], config["checkpoint_seconds"])
     reporter = RayReporter(config["events"], keeper, get_device())
     try:
+        reporter.first(keeper.kept.check)
         job = ray.get(config["job"])
         state = loop.train(job, reporter, residence=config["residence"])
     except UserError as error:  # a restart would only repeat it
         return {"mistake": str(error)}
     return {"history": state.history, "weights": save(state.weights(job.training.result))}
-
-
-def in_thread(action: Callable[[], Any]) -> Future[Any]:
-    """Run the action beside the main thread: only there does Ray leave SIGINT alone, on which it would exit with 0."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def _pass_on(events: Any, listener: Listener, *, seconds: float) -> None:

@@ -18,6 +18,10 @@ class Progress:
         """So many more pictures were trained on."""
         self._bar.update(count)
 
+    def note(self, line: str) -> None:
+        """Something to know about how it is trained."""
+        tqdm.write(f"{self._name} {line}", file=sys.stdout)
+
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch has ended."""
         self._bar.update(row["images_seen"] - self._bar.n)

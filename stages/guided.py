@@ -13,20 +13,24 @@ def main() -> None:
     parser.add_argument("guidance")
     parser.add_argument("seed", type=int)
     args = parser.parse_args()
+    train(args.student, args.guidance, args.seed)
 
-    experiment, network, guidance, recipe, cluster, track = config.load(
-        "experiment", f"students.{args.student}", f"guidance.{args.guidance}", "training.student", "cluster", "tracking"
+
+def train(student: str, guidance: str, seed: int) -> None:
+    """Train it under the teacher of the same seed, and write its outs."""
+    experiment, network, settings, recipe, cluster, track = config.load(
+        "experiment", f"students.{student}", f"guidance.{guidance}", "training.student", "cluster", "tracking"
     )
-    teacher = load_model(common.place(common.MODELS, "teacher", experiment.teacher, args.seed), made_by="teacher")
+    teacher = load_model(common.place(common.MODELS, "teacher", experiment.teacher, seed), made_by="teacher")
     training.train(
         "guided",
-        f"{args.student}-{args.guidance}",
-        args.seed,
+        f"{student}-{guidance}",
+        seed,
         network,
         recipe,
         cluster=cluster,
         track=track,
-        guidance=guidance,
+        guidance=settings,
         teacher=teacher,
     )
 

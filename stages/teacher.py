@@ -9,8 +9,11 @@ from stages import common, training
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int)
-    seed = parser.parse_args().seed
+    train(parser.parse_args().seed)
 
+
+def train(seed: int) -> None:
+    """Train it, and write its outs."""
     experiment, teachers, recipe, cluster, track = config.load(
         "experiment", "teachers", "training.teacher", "cluster", "tracking"
     )

@@ -1,14 +1,18 @@
 """What the stages teacher, unguided and guided share: train one network and write its outs."""
 
+import json
 from statistics import median
 from typing import Any
 
 from pipeline import distributed, files, runs, tracking
 from pipeline.config import Cluster, Guidance, Network, Tracking, Training
 from pipeline.progress import progress
+from pipeline.runs import Run
 from pipeline.training import selection
 from pipeline.training.checkpoint import Model, save_model
 from stages import common
+
+OUTS = (common.MODELS, common.RESULTS)
 
 CURVE = (
     "epoch",
@@ -39,6 +43,9 @@ def train(
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
     run = runs.of(kind, name, seed, network, training, data=runs.data(common.PREPARED), guidance=guidance, teacher=teacher)
+    if _is_there(run):
+        print(f"{run.label} is up to date")
+        return
     with (
         tracking.run(track, identity=run.identity, name=run.label, tags=run.tags, params=run.settings) as tracked,
         progress(run.label, epochs=run.job.training.epochs, images=run.images) as shown,
@@ -48,7 +55,7 @@ def train(
             shown.epoch(row)
             tracked.epoch(row)
 
-        listener = distributed.Listener(epoch=on_epoch, images=shown.images)
+        listener = distributed.Listener(epoch=on_epoch, images=shown.images, note=shown.note)
         trained = distributed.fit(run.job, cluster, identity=run.identity, listener=listener)
         for row in trained.history:
             tracked.epoch(row)
@@ -58,6 +65,17 @@ def train(
     results = common.place(common.RESULTS, kind, name, seed)
     files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE if key in row} for row in trained.history])
     files.write_json(results / "training.json", _summary(trained.history, run.job.training))
+
+
+def _is_there(run: Run) -> bool:
+    """Whether all outs of this very run are there. DVC removes them before it runs a stage: this is for train_all."""
+    folder, results = (common.place(root, *(run.about[key] for key in ("kind", "name", "seed"))) for root in OUTS)
+    try:
+        made = json.loads((folder / "config.json").read_text())["espalier"]["identity"]
+    except (OSError, ValueError, KeyError):
+        return False
+    parts = (folder / "model.safetensors", results / "curve.csv", results / "training.json")
+    return bool(made == run.identity) and all(part.is_file() for part in parts)
 
 
 def _summary(history: list[dict[str, Any]], training: Training) -> dict[str, Any]:

@@ -11,9 +11,13 @@ def main() -> None:
     parser.add_argument("student")
     parser.add_argument("seed", type=int)
     args = parser.parse_args()
+    train(args.student, args.seed)
 
-    network, recipe, cluster, track = config.load(f"students.{args.student}", "training.student", "cluster", "tracking")
-    training.train("unguided", args.student, args.seed, network, recipe, cluster=cluster, track=track)
+
+def train(student: str, seed: int) -> None:
+    """Train it, and write its outs."""
+    network, recipe, cluster, track = config.load(f"students.{student}", "training.student", "cluster", "tracking")
+    training.train("unguided", student, seed, network, recipe, cluster=cluster, track=track)
 
 
 if __name__ == "__main__":

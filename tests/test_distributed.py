@@ -1,18 +1,18 @@
 """Ray changes where a training runs, not what it computes. Each test starts a real Ray on this machine."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import json
+from itertools import groupby
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline import distributed
 from pipeline.config import Guidance, UserError
-from pipeline.training.checkpoint import load_model
 from tests.conftest import cluster, job, numbers, recipe, teacher
+from tests.driver import start
+from tests.nodes import nodes
 
 EARLY = Guidance(beta=2.5, schedule="linear", end_fraction=0.5)
 
@@ -109,34 +109,80 @@ def test_what_a_worker_cannot_do_is_one_line(tmp_path):
         fit(job(training=recipe(batch_size=71)), tmp_path, workers=1)
 
 
-DRIVER = """
-import sys
-from pathlib import Path
-from pipeline import distributed
-from pipeline.training.checkpoint import Model, save_model
-from tests.conftest import cluster, job
+# Several nodes, each with a raylet of its own on this machine; the driver is a process of its own
 
-made = job()
-where = cluster(num_workers=1, cpus_per_worker=1, scratch=sys.argv[1])
-trained = distributed.fit(made, where, identity="run", listener=distributed.Listener())
-save_model(Path(sys.argv[1], "model"), Model(made.config, trained.weights))
-"""
+
+def weights(scratch, identity):
+    return load_file(scratch / identity / "finished" / distributed.WEIGHTS)
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def wait_for(process, epoch):
+    """Read what the driver prints until that epoch, or a later one, has ended."""
+    for line in process.stdout:
+        if line.startswith("epoch") and int(line.split()[1]) >= epoch:
+            return
+    raise AssertionError(f"the driver ended before epoch {epoch}")
+
+
+def ended_well(process):
+    told = process.communicate()[0]
+    assert process.returncode == 0, told
+    return told
 
 
 @pytest.mark.slow
-def test_a_driver_joins_the_cluster_that_ray_address_names_which_need_not_have_the_code(tmp_path):
-    root, address = Path(__file__).parents[1], "127.0.0.1:6398"
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    head = ["ray", "start", "--head", "--port", "6398", "--num-cpus", "2", "--include-dashboard=false", "--disable-usage-stats"]
-    (tmp_path / "elsewhere").mkdir()
-    subprocess.run(head, cwd=tmp_path / "elsewhere", env=environment, check=True, capture_output=True)
-    try:
-        driver = [sys.executable, "-c", DRIVER, str(tmp_path / "ray")]
-        subprocess.run(driver, cwd=root, env={**environment, "RAY_ADDRESS": address}, check=True)
-        nodes = subprocess.run(["ray", "status", "--address", address], env=environment, check=True, capture_output=True)
-        assert b"1 node_" in nodes.stdout  # it was joined, not ended
-    finally:
-        subprocess.run(["ray", "stop"], env=environment, check=True, capture_output=True)
-    weights = load_model(tmp_path / "ray/model", made_by="this test").weights
-    here = fit(job(), tmp_path / "here", workers=0)
-    assert all(torch.allclose(here.weights[name], weights[name], atol=1e-6) for name in weights)
+def test_a_training_that_loses_a_node_or_its_driver_ends_with_the_same_weights(tmp_path):
+    with nodes(1, 1, 1) as several:
+        where = {"epochs": 60, "address": several.address, "num_workers": 2, "placement": "spread"}
+        chosen = ended_well(start("unbroken", tmp_path, **where))
+        assert chosen.startswith("2 workers with 1 CPU each (spread); Ray has 3 CPU on 4 nodes, room for 1 at once\n")
+
+        broken = start("no-driver", tmp_path, **where)
+        wait_for(broken, 20)
+        broken.kill()
+        broken.wait()
+        resumed = ended_well(start("no-driver", tmp_path, **where))
+        assert int(resumed.splitlines()[1].split()[1]) >= 20  # it was not begun anew
+
+        broken = start("no-node", tmp_path, **where)
+        wait_for(broken, 20)
+        several.say("remove")
+        ended_well(broken)
+        for identity in ("no-driver", "no-node"):
+            assert equal(weights(tmp_path, "unbroken"), weights(tmp_path, identity))
+
+
+@pytest.mark.slow
+def test_two_nodes_have_the_loss_curve_of_one_process(tmp_path):
+    with nodes(1, 1) as two:
+        ended_well(start("two", tmp_path, epochs=4, address=two.address, num_workers=2, placement="spread"))
+    here = fit(job(training=recipe(epochs=4)), tmp_path / "here", workers=0)
+    close(here, distributed._read(tmp_path / "two/finished"), 1e-4)
+
+
+@pytest.mark.slow
+def test_an_elastic_training_grows_with_its_cluster_and_goes_on_with_less(tmp_path):
+    with nodes(1) as growing:
+        where = {"address": growing.address, "num_workers": 2, "min_workers": 1, "max_failures": 9}
+        training = start("elastic", tmp_path, epochs=1000, **where)
+        wait_for(training, 10)
+        growing.say("add 1")
+        wait_for(training, 700)
+        growing.say("remove")
+        ended_well(training)
+    history = json.loads((tmp_path / "elastic/finished" / distributed.HISTORY).read_text())
+    assert [row["epoch"] for row in history] == list(range(1, 1001))
+    assert [two for two, _ in groupby(row["hardware"].startswith("2 x") for row in history)] == [False, True, False]
+
+
+@pytest.mark.slow
+def test_a_place_that_the_node_of_the_first_worker_cannot_use_is_one_line_and_nothing_is_trained(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    told = []
+    with pytest.raises(UserError, match="^the place of the checkpoints, .*file/run/checkpoints") as line:
+        fit(job(), tmp_path / "runs", workers=2, told=told, checkpoints=str(tmp_path / "file"))
+    assert told == [] and "\n" not in str(line.value)

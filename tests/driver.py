@@ -1,0 +1,33 @@
+"""A driver of one training, to be run beside a test: python -m tests.driver IDENTITY SCRATCH EPOCHS {cluster settings}.
+
+It prints a line per epoch, and what was chosen.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from tests.nodes import ENVIRONMENT
+
+
+def start(identity: str, scratch: Any, *, epochs: int, address: str, **where: Any) -> "subprocess.Popen[str]":
+    """This module in a process of its own, on the cluster at the address."""
+    command = [sys.executable, "-m", "tests.driver", identity, str(scratch), str(epochs), json.dumps(where)]
+    environment = {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": address}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def main(identity: str, scratch: str, epochs: str, where: str) -> None:
+    from pipeline import distributed
+    from tests.conftest import cluster, job, recipe
+
+    distributed.SECONDS_BETWEEN_RESIZES = 2  # not a minute: a test waits for it
+    listener = distributed.Listener(epoch=lambda row: print("epoch", row["epoch"], flush=True), note=print)
+    made = cluster(**{"cpus_per_worker": 1, "scratch": scratch, **json.loads(where)})
+    distributed.fit(job(training=recipe(epochs=int(epochs))), made, identity=identity, listener=listener)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,205 @@
+"""Many trainings share a cluster: what each worker gets, in which order they go, and where their checkpoints lie."""
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from pipeline import checkpoints, config, distributed, scheduling
+from pipeline.checkpoints import Checkpoints
+from pipeline.config import Experiment, UserError
+from pipeline.together import Skipped, Task, together
+from stages import train_all
+from tests.conftest import cluster, job
+
+NODES = st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 16).map(float), "GPU": st.integers(0, 8).map(float)}), min_size=1)
+SHARES = st.fixed_dictionaries({"CPU": st.sampled_from([1.0, 2.0, 3.0]), "GPU": st.sampled_from([0.1, 0.25, 0.5, 1.0, 2.0])})
+
+
+# What each worker gets
+
+
+@given(NODES, SHARES)
+def test_as_many_workers_have_room_as_can_be_put_on_nodes_one_by_one(nodes, each):
+    placed = 0
+    for node in nodes:
+        left = {name: round(1000 * amount) for name, amount in node.items()}
+        while all(left[name] >= round(1000 * share) for name, share in each.items()):
+            left = {name: left[name] - round(1000 * share) for name, share in each.items()}
+            placed += 1
+    assert scheduling.workers_with_room(nodes, each) == placed
+
+
+@given(NODES, st.integers(1, 6), st.sampled_from([None, 1, 3]), st.sampled_from([None, 0.5, 1.0]), st.booleans())
+def test_what_is_given_has_room_or_is_refused(nodes, workers, cpus, gpus, alone):
+    gpus = gpus if workers == 1 else None
+    wanted = cluster(num_workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus, use_gpu="auto")
+    try:
+        each = scheduling.worker(wanted, nodes, alone=alone)
+    except UserError:
+        return
+    assert scheduling.workers_with_room(nodes, each) >= workers
+    assert scheduling.trainings_at_once(wanted, nodes, each) * workers <= scheduling.workers_with_room(nodes, each)
+
+
+GPU_BOX, CPU_NODE = {"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "alone", "each", "at_once"),
+    [
+        ({"num_workers": 1}, [CPU_NODE], True, {"CPU": 4}, 1),
+        ({"num_workers": 2}, [CPU_NODE], True, {"CPU": 2}, 1),
+        ({"num_workers": 2}, [CPU_NODE], False, {"CPU": 1}, 2),
+        ({"num_workers": 1}, [GPU_BOX, CPU_NODE], False, {"CPU": 8, "GPU": 1}, 8),
+        ({"num_workers": 1, "gpus_per_worker": 0.25}, [GPU_BOX], False, {"CPU": 2, "GPU": 0.25}, 32),
+        ({"num_workers": 4}, [GPU_BOX, GPU_BOX], False, {"CPU": 8, "GPU": 1}, 4),
+        ({"num_workers": 1, "use_gpu": False}, [GPU_BOX], False, {"CPU": 1}, 64),
+        ({"num_workers": 2, "gpus_per_worker": 2.0}, [GPU_BOX], False, {"CPU": 16, "GPU": 2}, 2),
+    ],
+)
+def test_what_is_chosen_where_nothing_is_said(settings, nodes, alone, each, at_once):
+    wanted = cluster(**{"use_gpu": "auto", **settings})
+    assert scheduling.worker(wanted, nodes, alone=alone) == each
+    assert scheduling.trainings_at_once(wanted, nodes, each) == at_once
+
+
+def test_the_choice_is_one_line():
+    wanted = cluster(num_workers=2, min_workers=1, placement="spread")
+    line = scheduling.choice(wanted, [CPU_NODE, CPU_NODE], {"CPU": 1.0})
+    assert line == "1 to 2 workers with 1 CPU each (spread); Ray has 8 CPU on 2 nodes, room for 4 at once"
+
+
+def test_a_worker_that_no_single_node_can_hold_is_refused_in_one_line():
+    with pytest.raises(UserError, match="cluster.num_workers 1 with 6 CPU each would wait for ever: Ray has 8 CPU on 2 nodes"):
+        scheduling.worker(cluster(num_workers=1, cpus_per_worker=6), [CPU_NODE, CPU_NODE], alone=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"num_workers": 2, "min_workers": 3}, "min_workers 3 is above num_workers 2"),
+        ({"gpus_per_worker": 1.5}, "gpus_per_worker 1.5 is neither a part of one GPU nor a whole number of them"),
+        ({"num_workers": 2, "gpus_per_worker": 0.5}, "gpus_per_worker 0.5 needs num_workers 1: "),
+    ],
+)
+def test_cluster_settings_that_contradict_each_other_are_one_line(params, settings, line):
+    params["cluster"] |= settings
+    with pytest.raises(UserError, match=f"^params.yaml: cluster.*{line}"):
+        config.parse(params)
+
+
+def test_a_batch_divides_among_every_number_of_workers_that_an_elastic_training_may_have(params):
+    params["cluster"] |= {"num_workers": 4, "min_workers": 2}
+    with pytest.raises(UserError, match="batch_size 64 does not divide among cluster.num_workers 2 to 4; 60 or 72 would"):
+        config.parse(params)
+    params["training"]["student"]["batch_size"] = params["training"]["teacher"]["batch_size"] = 72
+    config.parse(params)
+
+
+# In which order they go
+
+
+@given(st.lists(st.tuples(st.integers(-1, 4), st.booleans()), max_size=8), st.integers(1, 4))
+def test_all_is_done_within_the_room_after_what_it_needs_and_one_failure_stops_no_other(plan, at_once):
+    lock, running, most, order = threading.Lock(), set(), 0, []
+
+    def action(name, fails):
+        nonlocal most
+        with lock:
+            running.add(name)
+            most = max(most, len(running))
+        with lock:
+            running.remove(name)
+            order.append(name)
+        if fails:
+            raise ValueError(name)
+
+    names = [str(index) for index in range(len(plan))]
+    needs = {name: str(after) if 0 <= after < int(name) else None for name, (after, _) in zip(names, plan, strict=True)}
+    tasks = {
+        name: Task(lambda name=name, fails=fails: action(name, fails), needs[name])
+        for name, (_, fails) in zip(names, plan, strict=True)
+    }
+    failed = together(tasks, room=lambda: at_once)
+    own = {name for name, (_, fails) in zip(names, plan, strict=True) if fails}
+    skipped = {name for name in failed if isinstance(failed[name], Skipped)}
+    assert most <= at_once
+    assert set(order) == set(names) - skipped and len(order) == len(set(order))
+    assert set(failed) == skipped | (own - skipped)
+    assert all(needs[name] in failed for name in skipped)
+    assert all(order.index(needs[name]) < order.index(name) for name in order if needs[name])
+
+
+def test_all_the_room_is_used():
+    both = threading.Barrier(2, timeout=20)  # neither ends before the other has begun
+    assert together({"a": Task(lambda: both.wait()), "b": Task(lambda: both.wait())}, room=lambda: 2) == {}
+
+
+def test_room_that_comes_later_is_used(monkeypatch):
+    monkeypatch.setattr("pipeline.together.SECONDS_BETWEEN_LOOKS", 0.05)
+    both = threading.Barrier(2, timeout=20)
+    grown = iter([1, 1, 1])
+    tasks = {"a": Task(lambda: both.wait()), "b": Task(lambda: both.wait())}
+    assert together(tasks, room=lambda: next(grown, 2)) == {}
+
+
+def test_train_all_knows_the_networks_of_the_dag_and_puts_teachers_first():
+    experiment = Experiment(seeds=[0, 1], teacher="cnn", unguided=["a"], guided=["b"], guidance=["x", "y"])
+    tasks = train_all.networks(experiment)
+    assert set(tasks) == {
+        f"{name}/{seed}" for name in ("teacher/cnn", "unguided/a", "guided/b-x", "guided/b-y") for seed in (0, 1)
+    }
+    assert {name: task.after for name, task in tasks.items() if task.after} == {
+        f"guided/b-{guidance}/{seed}": f"teacher/cnn/{seed}" for guidance in "xy" for seed in (0, 1)
+    }
+
+
+# Where their checkpoints lie
+
+
+@pytest.fixture(params=["folder", "uri"])
+def place(request, tmp_path):
+    return str(tmp_path / "kept") if request.param == "folder" else (tmp_path / "kept").as_uri()
+
+
+def test_a_place_that_works_passes_and_keeps_no_trace(place, tmp_path):
+    Checkpoints(place).check()
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_checkpoints_come_back_newest_first_and_two_are_kept(place):
+    kept = Checkpoints(place)
+    for epoch in range(1, 12):
+        kept.write(epoch, str(epoch).encode())
+    assert list(kept.newest_first()) == [b"11", b"10"]
+    kept.delete()
+    assert list(Checkpoints(place).newest_first()) == []
+
+
+def test_a_store_without_folders_or_rename_of_its_own_works(tmp_path, monkeypatch):
+    """As an object store is reached: through a prefix of another file system."""
+    below = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(checkpoints, "_open", lambda place: (below, place))
+    kept = Checkpoints("bucket/run/checkpoints")
+    kept.check()
+    kept.write(1, b"one")
+    assert list(kept.newest_first()) == [b"one"] and (tmp_path / "bucket/run/checkpoints/epoch-00001.pt").is_file()
+
+
+def test_a_place_that_cannot_be_used_is_one_line_before_anything_is_trained(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    told = []
+    where = cluster(scratch=str(tmp_path / "runs"), checkpoints=str(tmp_path / "file"))
+    with pytest.raises(
+        UserError, match=r"^the place of the checkpoints, .*/file/run/checkpoints \(cluster.checkpoints.*$"
+    ) as line:
+        distributed.fit(job(), where, identity="run", listener=distributed.Listener(epoch=told.append))
+    assert told == [] and "\n" not in str(line.value)
+
+
+def test_a_uri_that_is_none_is_one_line():
+    with pytest.raises(UserError, match="cluster.checkpoints 'nosuch://bucket/folder'.*give a folder, or a URI"):
+        Checkpoints("nosuch://bucket/folder").check()
