@@ -28,6 +28,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit("\n".join(f"error: {line}" for line in str(error).splitlines()))
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.stdout.flush()

@@ -100,12 +100,15 @@ class Subject:
         """Accuracy on some of the test pictures as they are (strength 0) and made worse."""
         rows = insight.choose(labels, settings.corrupted_pictures or insight.SAMPLE)
         pictures, right = self.pictures(rows), torch.from_numpy(labels[rows])
-        table: list[dict[str, Any]] = [{"corruption": "none", "strength": 0, "accuracy": self._accuracy(pictures, right)}]
+        table = [self._row("none", 0, pictures, right)]
         for kind in corruption.CORRUPTIONS if settings.corrupted_pictures else ():
             for strength in corruption.STRENGTHS:
-                accuracy = self._accuracy(corruption.corrupt(pictures, kind, strength), right)
-                table.append({"corruption": kind, "strength": strength, "accuracy": accuracy})
+                table.append(self._row(kind, strength, corruption.corrupt(pictures, kind, strength), right))
         return table
+
+    def _row(self, kind: str, strength: int, pictures: np.ndarray, labels: torch.Tensor) -> dict[str, Any]:
+        accuracy = self._accuracy(pictures, labels)
+        return {"corruption": kind, "strength": strength, "pictures": len(pictures), "accuracy": accuracy}
 
     def _accuracy(self, pictures: np.ndarray, labels: torch.Tensor) -> float:
         images = torch.from_numpy(pictures).to(self.pixels.mean.device)

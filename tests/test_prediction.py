@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,6 +120,18 @@ def test_saliency_is_written_beside_each_picture(model, photos, tmp_path, monkey
     said(monkeypatch, capsys, tmp_path / "model", photos / "0.png", photos / "3.png", "--saliency", tmp_path / "maps")
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["0001-0.png", "0002-3.png"]
     assert Image.open(tmp_path / "maps/0001-0.png").size == (16, 8)
+
+
+def test_a_reader_that_leaves_is_no_trace(model, photos, tmp_path):
+    many = "\n".join([str(photos / "0.png")] * 3000)  # more rows than a pipe holds
+    command = [sys.executable, "-m", "stages.predict", tmp_path / "model", "-"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, **pipes)
+    process.stdin.write(many)
+    process.stdin.close()
+    assert process.stdout.readline() == "picture,rank,label,probability\n"
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
 
 
 def test_nothing_readable_is_an_error(model, photos, tmp_path, monkeypatch, capsys):

@@ -58,7 +58,8 @@ def result(kind: str, name: str, seed: int, correct: int, seconds: float) -> Res
     curve = [{"epoch": float(e), "images_seen": 8.0 * e, "val_accuracy": 0.4 * e, "val_loss": 1.0 / e} for e in (1, 2)]
     labels = np.arange(10) % 2
     told = Answers(labels, np.where(np.arange(10) < correct, labels, 1 - labels), np.linspace(0.5, 1, 10))
-    worse = [{"corruption": kind, "strength": s, "accuracy": accuracy} for kind, s in (("none", 0), ("blur", 1), ("blur", 2))]
+    kinds = (("none", 0), ("blur", 1), ("blur", 2))
+    worse = [{"corruption": kind, "strength": level, "pictures": 7, "accuracy": accuracy} for kind, level in kinds]
     about = {"espalier": about}
     return Result(kind, name, seed, training, test | cost, curve, told.confusion(2), about, told, insight(kind, told), worse)
 

@@ -41,6 +41,7 @@ def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figur
         reliability=Markup(figures.svg(figures.reliability(_bins(groups)))),
         per_class=_by_class(results, card["classes"]),
         corrupted=_corrupted(results),
+        corrupted_pictures=results[0].corrupted[0]["pictures"],
         explained=_explained({network: group[0] for network, group in groups.items()}, card["classes"]),
         contact_sheet=Markup(figures.svg(contact_sheet)),
         search=Markup(search),

@@ -26,7 +26,7 @@ class Result:
     config: dict[str, Any]  # of its model folder
     answers: Answers  # to the test pictures, in their order
     insight: Mapping[str, np.ndarray]  # see pipeline.explain.insight
-    corrupted: list[dict[str, Any]]  # corruption, strength, accuracy; the first row is of the pictures as they are
+    corrupted: list[dict[str, Any]]  # corruption, strength, pictures, accuracy; the first row is of the pictures as they are
 
     @property
     def network(self) -> str:
