@@ -107,6 +107,18 @@ def test_dvc_shows_metrics_and_plots_without_a_network(project):
     assert 'src="https://' not in page
 
 
+def points_in_mlflow(project, name):
+    """How many points the curve of the only run of that name has, each at a step of its own."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("espalier").experiment_id
+    (one,) = client.search_runs([experiment], f"attributes.run_name = '{name}'")
+    steps = [point.step for point in client.get_metric_history(one.info.run_id, "val/loss")]
+    assert len(steps) == len(set(steps))
+    return len(steps)
+
+
 def test_the_runs_are_in_mlflow_one_per_network_with_curves_and_test_metrics(project):
     from mlflow import MlflowClient
 
@@ -183,6 +195,7 @@ def test_a_stage_that_was_stopped_goes_on(how, project):
     first = run(*command, cwd=project).stdout.splitlines()[0]
     assert int(first.split(" epoch ")[1].split("/")[0]) >= 6
     assert len((project / f"results/unguided/vit/{how.value}/curve.csv").read_text().splitlines()) == 41
+    assert points_in_mlflow(project, f"unguided/vit/{how.value}") == 40
 
 
 @pytest.mark.timeout(900)
