@@ -203,9 +203,10 @@ def test_less_loss_is_better():
 def test_finalists_are_judged_by_the_mean_of_all_seeds():
     first = [trial(1, point={DEPTH: 1}, scores=[0.9]), trial(3, point={DEPTH: 1}, seed=1, scores=[0.3])]
     second = [trial(2, point={DEPTH: 2}, scores=[0.8]), trial(4, point={DEPTH: 2}, seed=1, scores=[0.6])]
+    second[1].point, second[0].point = {RATE: 0.1, DEPTH: 2}, {DEPTH: 2, RATE: 0.1}  # in any order
     alone = trial(5, point={DEPTH: 3}, scores=[0.95])
     best = trials.best([*first, *second, alone], search())
-    assert best["settings"] == {DEPTH: 2} and best["value"] == pytest.approx(0.7) and best["seeds"] == [0, 1]
+    assert best["settings"] == {DEPTH: 2, RATE: 0.1} and best["value"] == pytest.approx(0.7) and best["seeds"] == [0, 1]
 
 
 def test_a_loss_that_is_no_number_is_a_failure():
