@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+from dataclasses import replace
 from itertools import product
 
 import psutil
@@ -19,7 +20,7 @@ from pipeline.search import candidates, trials, tune
 from pipeline.search.candidates import Drawn, Subject
 from pipeline.search.trials import Ledger, Trial
 from pipeline.space import Domain, Search
-from tests.conftest import CARD, cluster, numbers, pictures
+from tests.conftest import CARD, cluster, numbers, pictures, teacher
 
 DEPTH, WIDTH = "students.vit.depth", "students.vit.width"
 RATE, BATCH = "training.student.learning_rate", "training.student.batch_size"
@@ -152,6 +153,21 @@ def test_the_present_settings_go_first_as_far_as_they_lie_in_the_space(params, t
     outside = subject(params, space={DEPTH: {"choice": [3, 4]}, RATE: SPACE[RATE]})
     first = drawn(outside, Ledger(tmp_path / "c"))[0]
     assert first[DEPTH] in (3, 4) and first[RATE] == 0.003
+
+
+def test_a_guided_candidate_is_the_run_of_the_stage_guided(params):
+    space = {"guidance.early.beta": {"uniform": [0.5, 5.0]}, RATE: SPACE[RATE]}
+    made = replace(subject(params, guidance="early", space=space), teachers={3: teacher()})
+    run = made.run({"guidance.early.beta": 1.5, RATE: 0.002}, seed=3)
+    assert run.label == "guided/vit-early/3" and run.job.guidance.beta == 1.5 and run.job.training.learning_rate == 0.002
+    assert run.settings["teacher"] == teacher().digest and run.settings["guidance"]["schedule"] == "cosine"
+    assert made.current() == {"guidance.early.beta": 2.5, RATE: 0.003}
+
+
+def test_the_epochs_of_a_search_go_before_those_of_the_recipe(params):
+    assert subject(params, epochs=2).run({DEPTH: 1}, 0).job.training.epochs == 2
+    with pytest.raises(UserError, match="candidate: training.student: warmup_epochs 1 must be less than epochs 1"):
+        subject(params, epochs=1).run({DEPTH: 1}, 0)
 
 
 @pytest.mark.parametrize("budget", [{"trials": 9, "images": 64 * 4}, {"trials": 4}])
