@@ -103,9 +103,8 @@ def run(tracking: Tracking, *, identity: str, name: str, tags: dict[str, str], p
 
 def child(tracking: Tracking, parent: Run, *, identity: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> Run:
     """A run that the UI shows under its parent; whoever opens it ends it. Not kept where the parent is not."""
-    return (
-        _open(tracking, {**tags, "identity": identity, "mlflow.parentRunId": parent.id}, name, params) if parent.id else Run()
-    )
+    below = {**tags, "identity": identity, "mlflow.parentRunId": parent.id}
+    return _open(tracking, below, name, params) if parent.id else Run()
 
 
 def mark(tracking: Tracking, identities: list[str], *, tag: str) -> None:

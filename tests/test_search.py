@@ -3,6 +3,7 @@
 import json
 import math
 import shlex
+from dataclasses import replace
 from itertools import product
 
 import psutil
@@ -19,7 +20,7 @@ from pipeline.search import candidates, trials, tune
 from pipeline.search.candidates import Drawn, Subject
 from pipeline.search.trials import Ledger, Trial
 from pipeline.space import Domain, Search
-from tests.conftest import CARD, cluster, numbers, pictures
+from tests.conftest import CARD, cluster, numbers, pictures, teacher
 
 DEPTH, WIDTH = "students.vit.depth", "students.vit.width"
 RATE, BATCH = "training.student.learning_rate", "training.student.batch_size"
@@ -154,6 +155,21 @@ def test_the_present_settings_go_first_as_far_as_they_lie_in_the_space(params, t
     assert first[DEPTH] in (3, 4) and first[RATE] == 0.003
 
 
+def test_a_guided_candidate_is_the_run_of_the_stage_guided(params):
+    space = {"guidance.early.beta": {"uniform": [0.5, 5.0]}, RATE: SPACE[RATE]}
+    made = replace(subject(params, guidance="early", space=space), teachers={3: teacher()})
+    run = made.run({"guidance.early.beta": 1.5, RATE: 0.002}, seed=3)
+    assert run.label == "guided/vit-early/3" and run.job.guidance.beta == 1.5 and run.job.training.learning_rate == 0.002
+    assert run.settings["teacher"] == teacher().digest and run.settings["guidance"]["schedule"] == "cosine"
+    assert made.current() == {"guidance.early.beta": 2.5, RATE: 0.003}
+
+
+def test_the_epochs_of_a_search_go_before_those_of_the_recipe(params):
+    assert subject(params, epochs=2).run({DEPTH: 1}, 0).job.training.epochs == 2
+    with pytest.raises(UserError, match="candidate: training.student: warmup_epochs 1 must be less than epochs 1"):
+        subject(params, epochs=1).run({DEPTH: 1}, 0)
+
+
 @pytest.mark.parametrize("budget", [{"trials": 9, "images": 64 * 4}, {"trials": 4}])
 def test_the_budget_is_kept(params, tmp_path, budget):
     assert len(drawn(subject(params, budget=budget), Ledger(tmp_path))) == 4
@@ -203,9 +219,10 @@ def test_less_loss_is_better():
 def test_finalists_are_judged_by_the_mean_of_all_seeds():
     first = [trial(1, point={DEPTH: 1}, scores=[0.9]), trial(3, point={DEPTH: 1}, seed=1, scores=[0.3])]
     second = [trial(2, point={DEPTH: 2}, scores=[0.8]), trial(4, point={DEPTH: 2}, seed=1, scores=[0.6])]
+    second[1].point, second[0].point = {RATE: 0.1, DEPTH: 2}, {DEPTH: 2, RATE: 0.1}  # in any order
     alone = trial(5, point={DEPTH: 3}, scores=[0.95])
     best = trials.best([*first, *second, alone], search())
-    assert best["settings"] == {DEPTH: 2} and best["value"] == pytest.approx(0.7) and best["seeds"] == [0, 1]
+    assert best["settings"] == {DEPTH: 2, RATE: 0.1} and best["value"] == pytest.approx(0.7) and best["seeds"] == [0, 1]
 
 
 def test_a_loss_that_is_no_number_is_a_failure():

@@ -69,6 +69,28 @@ def test_artifacts_lie_beside_the_store(tmp_path):
     assert len(list((tmp_path / "mlruns/artifacts").rglob("model/config.json"))) == 1
 
 
+def test_a_child_lies_under_its_parent_and_is_found_again(tmp_path):
+    with opened(tmp_path) as parent:
+        for status in ("KILLED", "FINISHED"):
+            about = {"identity": "a-1", "name": "trial 1", "tags": {"kind": "trial"}, "params": {"students.vit.depth": 2}}
+            child = tracking.child(settings(tmp_path), parent, **about)
+            child.epoch(row(1))
+            child.tag("status", "stopped")
+            child.end(status)
+        (found,) = runs(tmp_path, f"tags.mlflow.parentRunId = '{parent.id}'")
+    assert found.info.run_name == "trial 1" and found.info.status == "FINISHED"
+    assert found.data.params == {"students.vit.depth": "2"} and found.data.tags["status"] == "stopped"
+    history = client(tmp_path).get_metric_history(found.info.run_id, "val/loss")
+    assert [point.step for point in history] == [10]
+
+
+def test_a_child_of_a_run_that_is_not_kept_is_not_kept(tmp_path):
+    off = Tracking(enabled=False, experiment="x", folder=str(tmp_path / "mlruns"))
+    with tracking.run(off, identity="a", name="n", tags={}, params={}) as parent:
+        tracking.child(off, parent, identity="b", name="n", tags={}, params={}).epoch(row(1))
+    assert not (tmp_path / "mlruns").exists()
+
+
 def test_marks_are_on_the_named_runs_alone(tmp_path):
     for identity in "abc":
         with opened(tmp_path, identity):

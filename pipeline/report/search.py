@@ -15,7 +15,7 @@ from pipeline.search.candidates import importances
 from pipeline.search.trials import OBJECTIVE, Trial, best_first
 from pipeline.space import Domain, Search
 
-MOST_CURVES = 10
+MOST_CURVES = 12
 
 
 def line(trial: Trial, search: Search) -> str:
@@ -65,7 +65,8 @@ def _scale(label: str, domain: Domain, values: Sequence[Any]) -> Scale:
         return _range(label, low, high, values, log=domain.kind == "loguniform")
     places = [(index + 0.5) / len(domain.values) for index in range(len(domain.values))]
     ticks = dict(zip(map(str, domain.values), places, strict=True))
-    return Scale(label, ticks, [places[domain.values.index(value)] for value in values])
+    apart = [0.05 * (index / max(len(values) - 1, 1) - 0.5) for index in range(len(values))]
+    return Scale(label, ticks, [places[domain.values.index(value)] + own for value, own in zip(values, apart, strict=True)])
 
 
 def _range(label: str, low: float, high: float, values: Sequence[float], *, log: bool = False) -> Scale:

@@ -73,7 +73,7 @@ class Ledger:
         """A new trial, or the one of an earlier session, as far as it had come."""
         number = len(self.trials) + 1
         trial = next((each for each in self.before if each.point == point and each.seed == seed), Trial(number, point, seed))
-        trial.number = number
+        trial.number, trial.point = number, point  # JSON has lost the order of its settings
         if not trial.succeeded:
             trial.status, trial.failure = "running", ""
         self.trials.append(trial)
@@ -107,7 +107,7 @@ def best_first(trials: Iterable[Trial], search: Search) -> list[list[Trial]]:
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.succeeded:
-            groups.setdefault(json.dumps(trial.point), []).append(trial)
+            groups.setdefault(json.dumps(trial.point, sort_keys=True), []).append(trial)
 
     def merit(group: list[Trial]) -> tuple[int, float, float]:
         done = min(1 if trial.over else trial.history[-1]["epoch"] / trial.epochs for trial in group)

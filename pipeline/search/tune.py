@@ -26,6 +26,7 @@ from pipeline.training import selection
 ENVIRONMENT = {  # before Ray is imported
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one cannot be silent
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # an interrupted search begins no Ray anew
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that failed has none
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
