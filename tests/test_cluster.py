@@ -1,11 +1,18 @@
 """Many trainings share a cluster: what each worker gets, in which order they go, and where their checkpoints lie."""
 
+import json
+import os
+import subprocess
 import threading
+from pathlib import Path
 
+import jsonschema
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
+from ruamel.yaml import YAML
 
 from pipeline import checkpoints, config, distributed, scheduling
 from pipeline.checkpoints import Checkpoints
@@ -203,3 +210,65 @@ def test_a_place_that_cannot_be_used_is_one_line_before_anything_is_trained(tmp_
 def test_a_uri_that_is_none_is_one_line():
     with pytest.raises(UserError, match="cluster.checkpoints 'nosuch://bucket/folder'.*give a folder, or a URI"):
         Checkpoints("nosuch://bucket/folder").check()
+
+
+# Files to start a cluster with
+
+
+def read(name):
+    return YAML(typ="safe").load(Path("cluster", name).read_text())
+
+
+def version(package):
+    lines = Path("requirements.lock").read_text().splitlines()
+    return next(line.split("==")[1] for line in lines if line.startswith(f"{package}=="))
+
+
+def test_the_ray_cluster_file_satisfies_rays_own_schema():
+    tree = read("ray-cluster.yaml")
+    jsonschema.validate(tree, json.loads(Path(ray.__file__).with_name("autoscaler").joinpath("ray-schema.json").read_text()))
+    types = tree["available_node_types"]
+    assert tree["head_node_type"] in types and tree["max_workers"] >= sum(each.get("min_workers", 0) for each in types.values())
+
+
+@pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_the_nodes_of_the_cluster_file_want_a_token(commands):
+    tree = read("ray-cluster.yaml")
+    start = [command for command in tree[commands] if "ray start" in command]
+    assert start and all(command.startswith("RAY_AUTH_MODE=token ") and "0.0.0.0" not in command for command in start)
+    assert "/home/ray/.ray/auth_token" in tree["file_mounts"]
+
+
+def test_the_rayjob_has_the_form_that_kuberay_knows():
+    manifest = read("rayjob.yaml")
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    whole = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec"}
+    assert set(manifest["spec"]) == whole
+    made = manifest["spec"]["rayClusterSpec"]
+    assert set(made) == {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
+    assert made["authOptions"] == {"mode": "token"}
+    assert set(made["headGroupSpec"]) == {"serviceType", "rayStartParams", "template"}
+    for group in made["workerGroupSpecs"]:
+        assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for group in (made["headGroupSpec"], *made["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert container["resources"]["requests"] == container["resources"]["limits"]  # Ray counts the limits
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_the_cluster_files_have_the_ray_of_the_lock():
+    assert read("rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+    image = f"rayproject/ray:{version('ray')}-py311-gpu"
+    assert read("ray-cluster.yaml")["docker"]["image"] == image
+    assert f"FROM {image}\n" in Path("cluster/Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["in-a-copy.sh", "mlflow-server.sh"])
+def test_the_scripts_can_be_run(name):
+    path = Path("cluster", name)
+    assert os.access(path, os.X_OK)
+    subprocess.run(["bash", "-n", path], check=True)
