@@ -3,12 +3,13 @@
 import json
 import os
 import subprocess
+import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import jsonschema
 import pytest
-import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
@@ -20,6 +21,7 @@ from pipeline.config import Experiment, UserError
 from pipeline.together import Skipped, Task, together
 from stages import train_all
 from tests.conftest import cluster, job
+from tests.test_pipeline import change, copy_of_the_project, run
 
 NODES = st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 16).map(float), "GPU": st.integers(0, 8).map(float)}), min_size=1)
 SHARES = st.fixed_dictionaries({"CPU": st.sampled_from([1.0, 2.0, 3.0]), "GPU": st.sampled_from([0.1, 0.25, 0.5, 1.0, 2.0])})
@@ -164,6 +166,31 @@ def test_train_all_knows_the_networks_of_the_dag_and_puts_teachers_first():
     }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_train_all_trains_what_is_out_of_date_and_dvc_only_records_it(tmp_path):
+    project = copy_of_the_project(tmp_path)
+    change(project, cluster__num_workers=1, experiment__guidance=["early"])
+    run("dvc", "repro", "prepare", cwd=project)
+    (in_the_way := project / "models/unguided/sl_vit").parent.mkdir(parents=True)
+    in_the_way.write_text("a file")
+    command = [sys.executable, "-m", "stages.train_all"]
+
+    failed = run(*command, cwd=project, check=False)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    lines = failed.stderr.splitlines()[-2:]
+    assert lines[0].startswith("failed: unguided/sl_vit/0: ")
+    assert lines[1] == "error: 1 of 4 networks failed; the others are trained, `dvc repro` records them"
+
+    in_the_way.unlink()
+    again = run(*command, cwd=project).stdout
+    assert again.count(" is up to date\n") == 3 and " epoch " not in again  # the fourth was trained: only its outs were missing
+    recorded = run("dvc", "repro", cwd=project).stdout
+    assert "Running stage 'guided@vit-early-0'" in recorded and " epoch " not in recorded
+    assert run(*command, cwd=project).stdout.count(" is up to date\n") == 4
+    assert "Data and pipelines are up to date" in run("dvc", "repro", cwd=project).stdout
+
+
 # Where their checkpoints lie
 
 
@@ -226,7 +253,8 @@ def version(package):
 
 def test_the_ray_cluster_file_satisfies_rays_own_schema():
     tree = read("ray-cluster.yaml")
-    jsonschema.validate(tree, json.loads(Path(ray.__file__).with_name("autoscaler").joinpath("ray-schema.json").read_text()))
+    folder = Path(find_spec("ray").origin).parent / "autoscaler"  # without Ray itself, which reads its environment once
+    jsonschema.validate(tree, json.loads((folder / "ray-schema.json").read_text()))
     types = tree["available_node_types"]
     assert tree["head_node_type"] in types and tree["max_workers"] >= sum(each.get("min_workers", 0) for each in types.values())
 
