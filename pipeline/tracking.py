@@ -25,7 +25,9 @@ SECTIONS = (
     "cost_",
 )  # val_loss is logged as val/loss: the UI has a section for each "val/"
 
-QUIET = {  # before MLflow is imported
+ENVIRONMENT = {  # before MLflow is imported
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is away may not hold a training up for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -177,7 +179,7 @@ def _params(tree: dict[str, Any]) -> list[Any]:
 
 def _client(tracking: Tracking) -> tuple[Any, str]:
     """A client and the id of the experiment. MLFLOW_TRACKING_URI names a server; else a SQLite store is used."""
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     from filelock import FileLock
     from mlflow import MlflowClient
 

@@ -1,11 +1,19 @@
 """Many trainings share a cluster: what each worker gets, in which order they go, and where their checkpoints lie."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
+from importlib.util import find_spec
+from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
+from ruamel.yaml import YAML
 
 from pipeline import checkpoints, config, distributed, scheduling
 from pipeline.checkpoints import Checkpoints
@@ -13,6 +21,7 @@ from pipeline.config import Experiment, UserError
 from pipeline.together import Skipped, Task, together
 from stages import train_all
 from tests.conftest import cluster, job
+from tests.test_pipeline import change, copy_of_the_project, run
 
 NODES = st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 16).map(float), "GPU": st.integers(0, 8).map(float)}), min_size=1)
 SHARES = st.fixed_dictionaries({"CPU": st.sampled_from([1.0, 2.0, 3.0]), "GPU": st.sampled_from([0.1, 0.25, 0.5, 1.0, 2.0])})
@@ -157,6 +166,31 @@ def test_train_all_knows_the_networks_of_the_dag_and_puts_teachers_first():
     }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_train_all_trains_what_is_out_of_date_and_dvc_only_records_it(tmp_path):
+    project = copy_of_the_project(tmp_path)
+    change(project, cluster__num_workers=1, experiment__guidance=["early"])
+    run("dvc", "repro", "prepare", cwd=project)
+    (in_the_way := project / "models/unguided/sl_vit").parent.mkdir(parents=True)
+    in_the_way.write_text("a file")
+    command = [sys.executable, "-m", "stages.train_all"]
+
+    failed = run(*command, cwd=project, check=False)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    lines = failed.stderr.splitlines()[-2:]
+    assert lines[0].startswith("failed: unguided/sl_vit/0: ")
+    assert lines[1] == "error: 1 of 4 networks failed; the others are trained, `dvc repro` records them"
+
+    in_the_way.unlink()
+    again = run(*command, cwd=project).stdout
+    assert again.count(" is up to date\n") == 3 and " epoch " not in again  # the fourth was trained: only its outs were missing
+    recorded = run("dvc", "repro", cwd=project).stdout
+    assert "Running stage 'guided@vit-early-0'" in recorded and " epoch " not in recorded
+    assert run(*command, cwd=project).stdout.count(" is up to date\n") == 4
+    assert "Data and pipelines are up to date" in run("dvc", "repro", cwd=project).stdout
+
+
 # Where their checkpoints lie
 
 
@@ -203,3 +237,66 @@ def test_a_place_that_cannot_be_used_is_one_line_before_anything_is_trained(tmp_
 def test_a_uri_that_is_none_is_one_line():
     with pytest.raises(UserError, match="cluster.checkpoints 'nosuch://bucket/folder'.*give a folder, or a URI"):
         Checkpoints("nosuch://bucket/folder").check()
+
+
+# Files to start a cluster with
+
+
+def read(name):
+    return YAML(typ="safe").load(Path("cluster", name).read_text())
+
+
+def version(package):
+    lines = Path("requirements.lock").read_text().splitlines()
+    return next(line.split("==")[1] for line in lines if line.startswith(f"{package}=="))
+
+
+def test_the_ray_cluster_file_satisfies_rays_own_schema():
+    tree = read("ray-cluster.yaml")
+    folder = Path(find_spec("ray").origin).parent / "autoscaler"  # without Ray itself, which reads its environment once
+    jsonschema.validate(tree, json.loads((folder / "ray-schema.json").read_text()))
+    types = tree["available_node_types"]
+    assert tree["head_node_type"] in types and tree["max_workers"] >= sum(each.get("min_workers", 0) for each in types.values())
+
+
+@pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_the_nodes_of_the_cluster_file_want_a_token(commands):
+    tree = read("ray-cluster.yaml")
+    start = [command for command in tree[commands] if "ray start" in command]
+    assert start and all(command.startswith("RAY_AUTH_MODE=token ") and "0.0.0.0" not in command for command in start)
+    assert "/home/ray/.ray/auth_token" in tree["file_mounts"]
+
+
+def test_the_rayjob_has_the_form_that_kuberay_knows():
+    manifest = read("rayjob.yaml")
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    whole = {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec"}
+    assert set(manifest["spec"]) == whole
+    made = manifest["spec"]["rayClusterSpec"]
+    assert set(made) == {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"}
+    assert made["authOptions"] == {"mode": "token"}
+    assert set(made["headGroupSpec"]) == {"serviceType", "rayStartParams", "template"}
+    for group in made["workerGroupSpecs"]:
+        assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for group in (made["headGroupSpec"], *made["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert container["resources"]["requests"] == container["resources"]["limits"]  # Ray counts the limits
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_the_cluster_files_have_the_ray_of_the_lock():
+    assert read("rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+    image = f"rayproject/ray:{version('ray')}-py311-gpu"
+    assert read("ray-cluster.yaml")["docker"]["image"] == image
+    assert f"FROM {image}\n" in Path("cluster/Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("name", ["in-a-copy.sh", "mlflow-server.sh"])
+def test_the_scripts_can_be_run(name):
+    path = Path("cluster", name)
+    assert os.access(path, os.X_OK)
+    subprocess.run(["bash", "-n", path], check=True)

@@ -186,3 +186,18 @@ def test_a_place_that_the_node_of_the_first_worker_cannot_use_is_one_line_and_no
     with pytest.raises(UserError, match="^the place of the checkpoints, .*file/run/checkpoints") as line:
         fit(job(), tmp_path / "runs", workers=2, told=told, checkpoints=str(tmp_path / "file"))
     assert told == [] and "\n" not in str(line.value)
+
+
+@pytest.mark.slow
+def test_a_place_that_is_lost_on_the_way_ends_all_workers_with_one_line(tmp_path):
+    place = tmp_path / "run/checkpoints"
+
+    def on_epoch(row):
+        if row["epoch"] == 3:
+            place.rename(tmp_path / "away")
+            place.write_text("in the way")
+
+    where = cluster(num_workers=2, cpus_per_worker=1, scratch=str(tmp_path))
+    listener = distributed.Listener(epoch=on_epoch)
+    with pytest.raises(UserError, match=r"^no checkpoint of epoch \d+ in .*run/checkpoints \("):
+        distributed.fit(job(training=recipe(epochs=400)), where, identity="run", listener=listener)
