@@ -28,8 +28,8 @@ def test_the_committed_params_are_valid():
         ("teachers.resnet.depth", 21, "teachers.resnet.depth 21 is not 6n + 2; 20 or 26 would be"),
         ("training.student.learning_rate", -1.0, "training.student.learning_rate is -1.0: input should be greater than 0"),
         ("training.student.epochs", "many", "training.student.epochs is 'many': input should be a valid integer"),
-        ("training.student.images", 5000, "training.student: the budget is either epochs (here 24) or images (here 5000)"),
-        ("training.student.warmup_epochs", 24, "training.student: warmup_epochs 24 must be less than epochs 24"),
+        ("training.student.images", 5000, "training.student: the budget is either epochs (here 20) or images (here 5000)"),
+        ("training.student.warmup_epochs", 20, "training.student: warmup_epochs 20 must be less than epochs 20"),
         (
             "cluster.num_workers",
             5,
