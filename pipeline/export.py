@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline import files
 from pipeline.prediction import Predictor
-from pipeline.tracking import QUIET
+from pipeline.tracking import ENVIRONMENT
 from pipeline.training.checkpoint import load_model
 
 PACKAGE = Path(__file__).parent
@@ -66,7 +66,7 @@ def to_mlflow(model: Path, out: Path) -> None:
     It holds our code and the model folder, and loads them by `pipeline/served.py`; nothing is pickled.
     """
     side, _, channels = load_model(model, made_by="report").image_shape
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
+    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
     import pandas as pd
     from mlflow import pyfunc
     from mlflow.models import ModelSignature
