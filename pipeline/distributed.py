@@ -226,7 +226,7 @@ class RayReporter:
 
 def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Trained:
     """Run the training as a Ray Train job, and pass on what its first worker tells."""
-    with ray_session() as alone, tempfile.TemporaryDirectory() as unused:
+    with ray_session() as ours_alone, tempfile.TemporaryDirectory() as unused:
         import ray
         from ray.util.queue import Queue
 
@@ -240,7 +240,7 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
             "residence": cluster.data,
         }
         nodes = nodes_of_ray()
-        each = scheduling.worker(cluster, nodes, alone=alone)
+        each = scheduling.worker(cluster, nodes, alone=ours_alone)
         listener.note(scheduling.choice(cluster, nodes, each))
         trainer = _trainer(config, cluster, each, unused)
         running = in_thread(trainer.fit)  # in the main thread, Ray would take SIGINT, and exit with 0
