@@ -7,6 +7,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
 from pipeline import metrics
+from pipeline.report.tables import weights
 
 
 def render(config: dict[str, Any], folder: Path, scores: dict[str, float], confusion: np.ndarray) -> str:
@@ -25,6 +26,7 @@ def render(config: dict[str, Any], folder: Path, scores: dict[str, float], confu
         mean=preprocessing["mean"],
         std=preprocessing["std"],
         pictures=int(confusion.sum()),
+        weights=weights(config),
         scores=scores,
         rows=rows,
         weakest=min((row for row in rows if row["recall"] is not None), key=lambda row: row["recall"], default=None),

@@ -29,6 +29,7 @@ def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figur
         answer=evidence.answer(rows, compared),
         pairs=compared,
         level=tables.common_level(results),
+        weights=" or ".join(sorted({tables.weights(result.config) for result in results})),
         sort=Markup((Path(__file__).parent / "sort.js").read_text()),
         card=card,
         facts=tables.data_facts(card),

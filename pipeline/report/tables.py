@@ -34,6 +34,19 @@ class Result:
         return f"{self.kind}/{self.name}"
 
 
+WEIGHTS = {
+    "last": "after its last epoch",
+    "ema": "averaged over its training",
+    "best": "of the epoch that was best on validation",
+    "best_ema": "averaged up to the epoch that was best on validation",
+}
+
+
+def weights(config: dict[str, Any]) -> str:
+    """Which weights of its training a network has, in words, by its config.json."""
+    return WEIGHTS[config["espalier"]["training"]["result"]]
+
+
 def networks(experiment: Experiment) -> list[tuple[str, str]]:
     """(kind, name) of every network that an experiment trains, in the order in which they are shown."""
     return [
