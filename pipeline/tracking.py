@@ -39,7 +39,8 @@ class Run:
     """A run in MLflow; without a client, or once something has failed, a silent stand-in."""
 
     def __init__(self, client: Any = None, run_id: str = "") -> None:
-        self._client, self._id, self._images_seen = client, run_id, 0
+        self._client, self._id = client, run_id
+        self._logged: set[int] = set()  # images seen at the epochs that it has
         self._try(self._resume)
 
     @property
@@ -49,9 +50,10 @@ class Run:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Log one epoch's metrics against images seen, once, however often the epoch is told."""
-        if row["images_seen"] > self._images_seen:
-            self._images_seen = row["images_seen"]
-            self._log({key: value for key, value in row.items() if key != "images_seen"}, step=self._images_seen)
+        step = row["images_seen"]
+        if step not in self._logged:  # an interrupted run may have kept an epoch that it could no longer tell
+            self._logged.add(step)
+            self._log({key: value for key, value in row.items() if key != "images_seen"}, step=step)
 
     def facts(self, values: dict[str, Any]) -> None:
         """Log numbers that belong to the run as a whole; the UI draws them as bars."""
@@ -79,7 +81,7 @@ class Run:
 
     def _resume(self, client: Any) -> None:
         logged = client.get_metric_history(self._id, _in_section("val_loss"))
-        self._images_seen = max((point.step for point in logged), default=0)
+        self._logged = {point.step for point in logged}
 
     def _try(self, action: Callable[[Any], None]) -> None:
         if self._client is None:

@@ -44,7 +44,7 @@ def rows():
         yield from (pytest.param(path, *network, marks=marks, id=f"{path.stem}-{network[1]}") for network in networks(path))
 
 
-@pytest.mark.parametrize(("path", "kind", "name"), rows())
+@pytest.mark.parametrize(("path", "kind", "name"), [*rows()])
 def test_every_network_of_a_recipe_takes_two_steps(path, kind, name, tmp_path):
     settings = config.parse(config._read(path), name=path.name)
     trained = fit(job(settings, kind, name), tmp_path)
