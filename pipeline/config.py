@@ -176,6 +176,17 @@ class Guidance(Section):
     projection_kernel: Literal[1, 3] = 1  # of the convolutions that bring the student's channels to the teacher's
     student_layers: list[Annotated[int, Field(ge=0)]] | None = None  # null: those of the papers
     teacher_layers: list[Annotated[int, Field(ge=0)]] | None = None
+    distillation: Literal["none", "soft", "hard"] = "none"  # from the teacher's answers, to the end (Touvron et al. 2021)
+    distillation_weight: Probability = 0.5  # of this loss; the labels' has the rest
+    temperature: Positive = 3.0  # soft: of both answers
+
+    @model_validator(mode="after")
+    def _details_have_distillation(self) -> "Guidance":
+        wanted = {"distillation_weight": ("soft", "hard"), "temperature": ("soft",)}
+        for key, kinds in wanted.items():
+            if self.distillation not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with distillation {self.distillation}; set it to {' or '.join(kinds)}")
+        return self
 
     @model_validator(mode="after")
     def _end_belongs_to_a_decay(self) -> "Guidance":

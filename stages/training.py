@@ -22,6 +22,7 @@ CURVE = (
     "train_loss",
     "train_accuracy",
     "guidance_loss",
+    "distillation_loss",
     "val_loss",
     "val_accuracy",
     "val_ema_loss",
