@@ -124,6 +124,7 @@ class Training(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # per step, of an average of the weights
     result: Literal["last", "ema", "best", "best_ema"] = "last"  # the weights that are kept; best by validation accuracy
+    refit: bool = False  # then train anew on train and validation, to the epoch of the result
     patience_epochs: Count | None = None  # stop after so many without a better validation accuracy
     precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 on GPUs that have it, float32 elsewhere
     compile: bool = False  # by torch.compile
@@ -161,6 +162,14 @@ class Recipes(Section):
 
     teacher: Training
     student: Training
+
+    @model_validator(mode="after")
+    def _teachers_do_not_see_validation(self) -> "Recipes":
+        if self.teacher.refit:
+            raise ValueError(
+                "a teacher with refit has seen the validation pictures, on which its students are judged; remove it"
+            )
+        return self
 
 
 class Guidance(Section):

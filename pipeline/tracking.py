@@ -23,6 +23,7 @@ SECTIONS = (
     "test_",
     "guidance_",
     "distillation_",
+    "refit_",
     "cost_",
 )  # val_loss is logged as val/loss: the UI has a section for each "val/"
 

@@ -40,9 +40,10 @@ class Job:
     training: Training
     seed: int
     train: Pictures
-    validation: Pictures
+    validation: Pictures | None  # None: nothing is measured of the epochs
     guidance: Guidance | None = None
     teacher: Model | None = None
+    until: int | None = None  # epochs after which it ends, though its schedules are made for more
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,11 +79,12 @@ def train(job: Job, reporter: Reporter, *, residence: str = "auto") -> State:
     residence says where the pictures lie meanwhile (`loading.open_source`).
     Raises UserError where the loss is no longer a number.
     """
-    data = [loading.open_source(pictures, reporter.device, residence=residence) for pictures in (job.train, job.validation)]
+    splits = [job.train] if job.validation is None else [job.train, job.validation]
+    data = [loading.open_source(pictures, reporter.device, residence=residence) for pictures in splits]
     state = _continued(job, reporter, data[0])
-    logger.info("training pictures: %s, validation pictures: %s", *(source.name for source in data))
+    logger.info("the pictures are %s", " and ".join(source.name for source in data))
     objective = lessons = None
-    while not selection.is_over(state.history, job.training):
+    while len(state.history) != job.until and not selection.is_over(state.history, job.training):
         if lessons != (now := _lessons(job, state.history)):  # when all have ended, the teacher is let go
             objective, lessons = _objective(job, state, reporter, now), now
         assert objective
@@ -216,7 +218,7 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
         "train_accuracy": correct / images,
         "guidance_loss": guiding / images,
         **({"distillation_loss": distilling / images} if distilling else {}),
-        **_validated(job, state, data[1], reporter),
+        **(_validated(job, state, data[1], reporter) if job.validation else {}),
         "train_seconds": seconds,
         "images_per_second": images / seconds,
         "hardware": hardware(reporter),
