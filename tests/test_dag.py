@@ -27,6 +27,7 @@ HOMES = {  # a third-party package -> the only modules that may import it
     "ray": {"pipeline/distributed.py", "pipeline/search/tune.py"},
     "optuna": {"pipeline/search/candidates.py"},
     "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py", "pipeline/training/optim.py"},
+    "onnxruntime": {"pipeline/export.py"},
     "matplotlib": {"pipeline/report/figures.py"},
     "dvc": set(),
 }
