@@ -80,7 +80,7 @@ def step(made: loop.Job, device: torch.device, *, with_teacher: bool) -> Callabl
     reporter = distributed.LocalReporter(keeper, device, distributed.Listener())
     source = open_source(made.train, device)
     state = loop._fresh(made, device, source)
-    objective = loop._objective(made, state, reporter, with_teacher=with_teacher)
+    objective = loop._objective(made, state, reporter, loop.Lessons(maps=with_teacher, answers=False))
     batch = list(loop._batches(made, source, reporter, epoch=0))
 
     def run() -> None:

@@ -124,6 +124,7 @@ class Training(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # per step, of an average of the weights
     result: Literal["last", "ema", "best", "best_ema"] = "last"  # the weights that are kept; best by validation accuracy
+    refit: bool = False  # then train anew on train and validation, to the epoch of the result
     patience_epochs: Count | None = None  # stop after so many without a better validation accuracy
     precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 on GPUs that have it, float32 elsewhere
     compile: bool = False  # by torch.compile
@@ -162,6 +163,14 @@ class Recipes(Section):
     teacher: Training
     student: Training
 
+    @model_validator(mode="after")
+    def _teachers_do_not_see_validation(self) -> "Recipes":
+        if self.teacher.refit:
+            raise ValueError(
+                "a teacher with refit has seen the validation pictures, on which its students are judged; remove it"
+            )
+        return self
+
 
 class Guidance(Section):
     """Locality guidance (Li et al. 2022) and how its weight beta goes over the training."""
@@ -176,6 +185,17 @@ class Guidance(Section):
     projection_kernel: Literal[1, 3] = 1  # of the convolutions that bring the student's channels to the teacher's
     student_layers: list[Annotated[int, Field(ge=0)]] | None = None  # null: those of the papers
     teacher_layers: list[Annotated[int, Field(ge=0)]] | None = None
+    distillation: Literal["none", "soft", "hard"] = "none"  # from the teacher's answers, to the end (Touvron et al. 2021)
+    distillation_weight: Probability = 0.5  # of this loss; the labels' has the rest
+    temperature: Positive = 3.0  # soft: of both answers
+
+    @model_validator(mode="after")
+    def _details_have_distillation(self) -> "Guidance":
+        wanted = {"distillation_weight": ("soft", "hard"), "temperature": ("soft",)}
+        for key, kinds in wanted.items():
+            if self.distillation not in kinds and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with distillation {self.distillation}; set it to {' or '.join(kinds)}")
+        return self
 
     @model_validator(mode="after")
     def _end_belongs_to_a_decay(self) -> "Guidance":

@@ -127,6 +127,7 @@ class VitSettings(PatchSize, Lsa, Spt):
     mla: list[Literal["query", "key", "value"]] = []  # multi-head latent attention: projections of low rank (Wu 2025)
     mla_rank: Count = 64
     class_tokens: Count = 1  # concatenated for the head
+    distillation_token: bool = False  # one more, whose own head learns from a teacher's answers (Touvron et al. 2021)
     pool: Literal["token", "avg"] = "token"  # what the head sees: class tokens, or the mean of the patches
     position: Literal["learned", "sincos", "none"] = "learned"
     whitening: bool = False  # the patch embedding starts as a whitening of the training pictures (Wu 2025)
@@ -135,6 +136,8 @@ class VitSettings(PatchSize, Lsa, Spt):
     def _details_have_an_effect(self) -> "VitSettings":
         if self.pool == "avg" and self.class_tokens != 1:
             raise ValueError(f"class_tokens {self.class_tokens} has no effect with pool avg; remove it, or set pool: token")
+        if self.distillation_token and (self.pool == "avg" or self.class_tokens != 1):
+            raise ValueError("distillation_token stands beside one class token: set pool: token and class_tokens: 1")
         if self.whitening and self.stem:
             raise ValueError("whitening starts the patch embedding from pixels, but a stem is in front of it; remove one")
         return self
@@ -275,10 +278,11 @@ class Swin(FinePatches, Lsa, Spt):
 
 
 class Deit(PatchSize):
-    """DeiT without distillation (Touvron et al. 2021, table 1)."""
+    """DeiT (Touvron et al. 2021, table 1)."""
 
     model: Literal["deit"]
     variant: Literal["tiny", "small"] = "tiny"
+    distillation_token: bool = False  # beside the class token; its own head learns from a teacher's answers
 
 
 class Convit(PatchSize):

@@ -26,10 +26,10 @@ class Progress:
         """An epoch has ended."""
         self._bar.update(row["images_seen"] - self._bar.n)
         beta = f" beta {row['beta']:.2f} guidance_loss {row['guidance_loss']:.4f}" if row["beta"] else ""
+        measured = [key for key in ("train_loss", "distillation_loss", "val_loss", "val_accuracy") if key in row]
         tqdm.write(
-            f"{self._name} epoch {row['epoch']}/{self._epochs} train_loss {row['train_loss']:.4f} "
-            f"val_loss {row['val_loss']:.4f} val_accuracy {row['val_accuracy']:.4f} lr {row['learning_rate']:.2e}{beta} "
-            f"{row['images_per_second']:.0f} images/s",
+            f"{self._name} epoch {row['epoch']}/{self._epochs} {' '.join(f'{key} {row[key]:.4f}' for key in measured)} "
+            f"lr {row['learning_rate']:.2e}{beta} {row['images_per_second']:.0f} images/s",
             file=sys.stdout,
         )
 

@@ -1,6 +1,6 @@
 """A run: one training that settings and prepared data ask for, under the name and identity that it has everywhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Run:
     def images(self) -> int:
         """How many pictures it trains on, each counted as often as it is shown."""
         steps = batches.steps_per_epoch(len(self.job.train.labels), self.job.training)
-        return self.job.training.epochs * steps * self.job.training.batch_size
+        return (self.job.until or self.job.training.epochs) * steps * self.job.training.batch_size
 
 
 def data(folder: Path) -> Data:
@@ -69,7 +69,7 @@ def of(
     teacher: Model | None = None,
 ) -> Run:
     """The run of these settings. Raises UserError where they do not suit the data."""
-    training = batches.budgeted(training, len(data.train.labels))
+    training = batches.budgeted(training, len(data.train.labels)).model_copy(update={"refit": False})
     card = data.card | {"image_shape": batches.image_shape(data.card, training)}
     settings = {
         "network": network.model_dump(),
@@ -84,3 +84,21 @@ def of(
     provenance = {**about, **settings, "identity": named, "versions": versions(), "stored_size": stored_size}
     config = model_config(network.model, arguments, card, provenance)
     return Run(named, about, settings, Job(config, training, seed, data.train, data.validation, guidance, teacher))
+
+
+def refit_identity(run: Run) -> str:
+    """The name of the training that follows where `refit` is asked for; it is known before the epochs are chosen."""
+    return identity(refit=run.identity)
+
+
+def refit(run: Run, *, epochs: int) -> Run:
+    """The same training on the training and the validation pictures, ended after so many epochs of its schedules."""
+    job, named = run.job, refit_identity(run)
+    assert job.validation
+    update = {"result": "ema" if "ema" in job.training.result else "last", "patience_epochs": None}
+    recipe = job.training.model_copy(update=update)
+    both = loading.joined(job.train, job.validation)
+    provenance = {**job.config["espalier"], "identity": named, "refit": {"of": run.identity, "epochs": epochs}}
+    config = {**job.config, "espalier": provenance}
+    again = replace(job, config=config, training=recipe, train=both, validation=None, until=epochs)
+    return replace(run, identity=named, job=again)

@@ -22,6 +22,8 @@ SECTIONS = (
     "val_",
     "test_",
     "guidance_",
+    "distillation_",
+    "refit_",
     "cost_",
 )  # val_loss is logged as val/loss: the UI has a section for each "val/"
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline import distributed, files, runs, tracking
 from pipeline.config import Cluster, Guidance, Network, Tracking, Training
+from pipeline.distributed import Trained
 from pipeline.progress import progress
 from pipeline.runs import Run
 from pipeline.training import selection
@@ -22,6 +23,7 @@ CURVE = (
     "train_loss",
     "train_accuracy",
     "guidance_loss",
+    "distillation_loss",
     "val_loss",
     "val_accuracy",
     "val_ema_loss",
@@ -43,13 +45,28 @@ def train(
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
     run = runs.of(kind, name, seed, network, training, data=runs.data(common.PREPARED), guidance=guidance, teacher=teacher)
-    if _is_there(run):
+    named = runs.refit_identity(run) if training.refit else run.identity
+    if _is_there(run, named):
         print(f"{run.label} is up to date")
         return
-    with (
-        tracking.run(track, identity=run.identity, name=run.label, tags=run.tags, params=run.settings) as tracked,
-        progress(run.label, epochs=run.job.training.epochs, images=run.images) as shown,
-    ):
+    with tracking.run(track, identity=named, name=run.label, tags=run.tags, params=run.settings) as tracked:
+        trained = _fit(run, cluster, tracked)
+        model, summary = Model(run.job.config, trained.weights), _summary(trained.history, run.job.training)
+        if training.refit:
+            model, facts = _refit(run, cluster, epochs=summary["epoch"])
+            tracked.facts(facts)
+            summary |= facts
+        folder = common.place(common.MODELS, kind, name, seed)
+        save_model(folder, model)
+        tracked.artifacts(folder, "model")
+    results = common.place(common.RESULTS, kind, name, seed)
+    files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE if key in row} for row in trained.history])
+    files.write_json(results / "training.json", summary)
+
+
+def _fit(run: Run, cluster: Cluster, tracked: tracking.Run) -> Trained:
+    """The training of a network, shown and tracked epoch by epoch."""
+    with progress(run.label, epochs=run.job.training.epochs, images=run.images) as shown:
 
         def on_epoch(row: dict[str, Any]) -> None:
             shown.epoch(row)
@@ -57,25 +74,32 @@ def train(
 
         listener = distributed.Listener(epoch=on_epoch, images=shown.images, note=shown.note)
         trained = distributed.fit(run.job, cluster, identity=run.identity, listener=listener)
-        for row in trained.history:
-            tracked.epoch(row)
-        folder = common.place(common.MODELS, kind, name, seed)
-        save_model(folder, Model(run.job.config, trained.weights))
-        tracked.artifacts(folder, "model")
-    results = common.place(common.RESULTS, kind, name, seed)
-    files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE if key in row} for row in trained.history])
-    files.write_json(results / "training.json", _summary(trained.history, run.job.training))
+    for row in trained.history:
+        tracked.epoch(row)
+    return trained
 
 
-def _is_there(run: Run) -> bool:
-    """Whether all outs of this very run are there. DVC removes them before it runs a stage: this is for train_all."""
+def _refit(run: Run, cluster: Cluster, *, epochs: int) -> tuple[Model, dict[str, Any]]:
+    """The network trained anew on all pictures but those of test, to the epoch that validation chose, and facts on that."""
+    again = runs.refit(run, epochs=epochs)
+    with progress(f"{run.label} refit", epochs=epochs, images=again.images) as shown:
+        listener = distributed.Listener(epoch=shown.epoch, images=shown.images, note=shown.note)
+        trained = distributed.fit(again.job, cluster, identity=again.identity, listener=listener)
+    last = trained.history[-1]
+    facts = {"epochs": epochs, "images_seen": last["images_seen"], "train_loss": last["train_loss"]}
+    facts["train_seconds"] = round(sum(row["train_seconds"] for row in trained.history), 3)
+    return Model(again.job.config, trained.weights), {f"refit_{key}": value for key, value in facts.items()}
+
+
+def _is_there(run: Run, identity: str) -> bool:
+    """Whether all outs of this run are there. DVC removes them before it runs a stage: this is for train_all."""
     folder, results = (common.place(root, *(run.about[key] for key in ("kind", "name", "seed"))) for root in OUTS)
     try:
         made = json.loads((folder / "config.json").read_text())["espalier"]["identity"]
     except (OSError, ValueError, KeyError):
         return False
     parts = (folder / "model.safetensors", results / "curve.csv", results / "training.json")
-    return bool(made == run.identity) and all(part.is_file() for part in parts)
+    return bool(made == identity) and all(part.is_file() for part in parts)
 
 
 def _summary(history: list[dict[str, Any]], training: Training) -> dict[str, Any]:

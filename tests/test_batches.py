@@ -85,7 +85,7 @@ def test_any_number_of_workers_trains_on_the_same_pixels_and_labels(augmentation
 @given(AUGMENTATIONS, st.sampled_from([1, 2]), st.sampled_from([8, 12]), st.integers(0, 100))
 def test_resident_and_streaming_pictures_are_the_same(augmentation, world, side, number):
     made = {"augmentation": augmentation, "number": number, "side": side}
-    assert same(epoch(**made), epoch(Stored(DATA.pixels, LABELS), world=world, **made))
+    assert same(epoch(**made), epoch(Stored(DATA.pixels.__getitem__, LABELS), world=world, **made))
 
 
 @settings(max_examples=10)
@@ -99,7 +99,7 @@ def test_a_picture_is_the_same_stored_or_encoded():
     assert same(epoch(), epoch(encoded(2)))
 
 
-@pytest.mark.parametrize("source", [Stored(DATA.pixels, LABELS), encoded(2)])
+@pytest.mark.parametrize("source", [Stored(DATA.pixels.__getitem__, LABELS), encoded(2)])
 def test_reading_ahead_is_bounded(source):
     asked = []
 

@@ -46,6 +46,8 @@ NETWORKS = {  # one row a network or form: settings for pictures of 32 px
     "sl_swin": {"model": "swin", **SMALL_SWIN, **SL, "spt_pooling": True},
     "hybrid_swin": {"model": "swin", **SMALL_SWIN, "stem": [8], "stem_stride": 2},
     "deit": {"model": "deit", "patch_size": 8},
+    "distilled_vit": {"model": "vit", **SMALL_VIT, **SL, "distillation_token": True},
+    "distilled_deit": {"model": "deit", "patch_size": 8, "distillation_token": True},
     "convit": {"model": "convit", "patch_size": 4, "width": 16, "depth": 3, "local_layers": 2},
     "pvt": {"model": "pvt"},
     "pvt_v2": {"model": "pvt_v2"},
@@ -57,6 +59,7 @@ NETWORKS = {  # one row a network or form: settings for pictures of 32 px
 }
 TINY = {  # constructor arguments that make the fixed-size ones small
     "deit": {"depth": 3, "embed_dim": 24},
+    "distilled_deit": {"depth": 3, "embed_dim": 24},
     "pvt": {"widths": [8, 8, 16, 16], "heads": [1, 1, 2, 2]},
     "pvt_v2": {"widths": [8, 8, 16, 16], "heads": [1, 1, 2, 2]},
     "cvt": {"widths": [8, 16, 24], "depths": [1, 1, 2], "heads": [1, 2, 3]},
@@ -75,6 +78,13 @@ def build(name, *, shape=(32, 32, 3), classes=5, seed=0, **changes):
     arguments = models.arguments(settings, image_shape=shape, classes=classes) | TINY.get(name, {})
     torch.manual_seed(seed)
     return models.build(settings.model, arguments)
+
+
+def classifiers(network, name):
+    """The last linear layers, one or two."""
+    settings = NETWORKS[name]
+    named = models.classifiers(settings["model"], settings)
+    return [network.get_submodule(each) for each in ([named] if isinstance(named, str) else named)]
 
 
 def pictures(count=2, shape=(32, 32, 3), seed=5):
@@ -102,8 +112,11 @@ def test_the_interface_is_kept(name):
     assert torch.equal(network.forward_features(pictures()), features)
     assert network.num_features in features.shape
     assert network.forward_head(features, pre_logits=True).shape == (2, network.head_hidden_size)
-    classifier = network.get_submodule(models.CLASSIFIERS.get(NETWORKS[name]["model"], "head"))
-    assert classifier is network.get_classifier() and classifier.in_features == network.head_hidden_size
+    assert [layer.in_features for layer in classifiers(network, name)] == [network.head_hidden_size] * len(
+        classifiers(network, name)
+    )
+    found = network.get_classifier()
+    assert classifiers(network, name) == list(found if isinstance(found, tuple) else [found])
     assert network.no_weight_decay() <= {key for key, _ in network.named_parameters()} | {"dist_token", "reg_token"}
 
 
@@ -238,7 +251,7 @@ def test_any_pair_is_teacher_and_student(student, teacher):
     projections = guidance.projections(student, frame, settings, image_shape=(48, 48, 3), seed=0)
     guided = guidance.GuidedStudent(student, projections, guidance.layers_of(student, settings))
     images = pictures(2, (48, 48, 3))
-    loss = guidance.guidance_loss(guided(images)[1], frame(images))
+    loss = guidance.guidance_loss(guided(images)[2], frame(images)[1])
     loss.backward()
     assert loss > 0 and all(projection.weight.grad.abs().sum() > 0 for projection in projections)
 
@@ -254,8 +267,8 @@ def test_taps_work_in_data_parallel_training(name, tmp_path):
         guided = DistributedDataParallel(guidance.GuidedStudent(student, projections, student.default_layers))
         for _ in range(2):  # a parameter without a gradient would stop the second step
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits, maps = guided(pictures(4))
-            (guidance.guidance_loss(maps, frame(pictures(4))) + logits.float().logsumexp(1).sum()).backward()
+                logits, _, maps = guided(pictures(4))
+            (guidance.guidance_loss(maps, frame(pictures(4))[1]) + logits.float().logsumexp(1).sum()).backward()
         assert all(parameter.grad is not None for parameter in guided.parameters())
     finally:
         distributed.destroy_process_group()

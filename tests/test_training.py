@@ -45,10 +45,13 @@ def fresh_state(made: loop.Job) -> State:
 
 def same(first: distributed.Trained, second: distributed.Trained) -> bool:
     """Bitwise equal weights and equal numbers."""
-    weights = first.weights.keys() == second.weights.keys() and all(
+    return equal_weights(first, second) and numbers(first.history) == numbers(second.history)
+
+
+def equal_weights(first: distributed.Trained, second: distributed.Trained) -> bool:
+    return first.weights.keys() == second.weights.keys() and all(
         torch.equal(first.weights[name], second.weights[name]) for name in first.weights
     )
-    return weights and numbers(first.history) == numbers(second.history)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,65 @@ def test_the_teacher_never_changes_and_is_not_run_after_guidance(tmp_path, monke
     steps = 70 // 16
     assert len([count for count in calls if count == 16]) == 2 * steps  # half of 3 epochs, rounded up
     assert [row["guidance_loss"] > 0 for row in trained.history] == [True, True, False]
+
+
+TWO_HEADS = SL_VIT.model_copy(update={"distillation_token": True})
+DISTILLED = Guidance(beta=0.0, schedule="constant", distillation="soft")
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_distillation_of_no_weight_changes_nothing_and_of_some_weight_does(kind, tmp_path):
+    unguided = fit(job(), tmp_path / "unguided")
+    weights = {
+        weight: DISTILLED.model_copy(update={"distillation": kind, "distillation_weight": weight}) for weight in (0.0, 0.5)
+    }
+    nothing, something = (
+        fit(job(guidance=setting, teacher=teacher()), tmp_path / str(weight)) for weight, setting in weights.items()
+    )
+    assert equal_weights(unguided, nothing) and not equal_weights(unguided, something)
+    assert all(row["distillation_loss"] > 0 and row["guidance_loss"] == 0 for row in something.history)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_soft_distillation_is_the_divergence_from_the_teacher(temperature):
+    setting = DISTILLED.model_copy(update={"temperature": temperature})
+    student, other = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    own, theirs = ((logits / temperature).softmax(1) for logits in (student, other))
+    by_hand = (theirs * (theirs / own).log()).sum(1).mean() * temperature**2
+    torch.testing.assert_close(guidance.distillation_loss(student, other, setting), by_hand)
+    assert guidance.distillation_loss(student, student, setting).abs() < 1e-6
+
+
+def test_hard_distillation_knows_only_the_likeliest_class():
+    setting = DISTILLED.model_copy(update={"distillation": "hard"})
+    student, truth = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    sharper = truth * 10
+    expected = torch.nn.functional.cross_entropy(student, truth.argmax(1))
+    assert (
+        guidance.distillation_loss(student, truth, setting) == guidance.distillation_loss(student, sharper, setting) == expected
+    )
+
+
+def test_answers_are_learned_to_the_end_and_maps_only_as_long_as_guidance_goes_on(tmp_path):
+    both = EARLY.model_copy(update={"distillation": "hard"})
+    made = job(TWO_HEADS, guidance=both, teacher=teacher())
+    trained = fit(made, tmp_path / "both")
+    assert [row["guidance_loss"] > 0 for row in trained.history] == [True, True, False]
+    assert all(row["distillation_loss"] > 0 for row in trained.history)
+    with pytest.raises(Interrupted):
+        fit(made, tmp_path / "again", stop_after=2)
+    assert same(trained, fit(made, tmp_path / "again"))
+
+
+def test_each_head_learns_from_its_own_teacher():
+    student = fresh_state(job(TWO_HEADS)).network
+    guided = guidance.GuidedStudent(student, torch.nn.ModuleList(), [], distilled=True)
+    images = torch.randn(2, 3, 8, 8)
+    own, taught, _ = guided.eval()(images)
+    own.square().sum().backward()
+    assert student.head.weight.grad.any() and student.head_dist.weight.grad is None
+    torch.testing.assert_close(student(images), (own + taught) / 2)
+    assert torch.equal(*guidance.GuidedStudent(student, torch.nn.ModuleList(), [])(images)[:2])
 
 
 def test_the_teacher_stays_in_eval_mode():
@@ -315,4 +377,4 @@ def test_a_mixed_label_is_a_mixture_of_losses_and_a_pure_one_the_same_as_a_class
     torch.testing.assert_close(objective(images, one, 0.0), objective(images, first, 0.0))
     mixed, sums = objective(images, kept * one + (1 - kept) * other, 0.0)
     torch.testing.assert_close(mixed, kept * losses[0] + (1 - kept) * losses[1])
-    torch.testing.assert_close(sums[2], objective(images, first if kept > 0.5 else second, 0.0)[1][2])
+    torch.testing.assert_close(sums[3], objective(images, first if kept > 0.5 else second, 0.0)[1][3])

@@ -13,9 +13,10 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -37,11 +38,11 @@ FREE_SHARE = 0.5  # of the device's free memory that resident pictures may take
 
 @dataclass(frozen=True)
 class Pictures:
-    """A split as a job carries it: pixels (N, H, W, C) uint8, or the path of a file that every worker can open."""
+    """A split, or two after each other, as a job carries it: pixels (N, H, W, C) uint8, or files that every worker can open."""
 
     pixels: np.ndarray | None
     labels: np.ndarray
-    path: str | None = None
+    paths: tuple[str, ...] = ()
     channels: int = 3  # of pictures that have to be decoded
 
 
@@ -82,15 +83,15 @@ class Resident:
 
 @dataclass(frozen=True)
 class Stored:
-    """Pixels (N, H, W, C) uint8 in a file, labels (N,) on the device."""
+    """Pixels in a file, of which `read(rows)` gives some (B, H, W, C) uint8; labels (N,) on the device."""
 
-    pixels: np.ndarray
+    read: Callable[[np.ndarray], np.ndarray]
     labels: Tensor
     name: ClassVar[str] = "streaming"
 
     def fetch(self, takes: Iterable[Take], frame: Frame) -> Iterator[Tensor]:
         def begin(pool: ThreadPoolExecutor, take: Take) -> list[Future]:
-            return [pool.submit(self.pixels.__getitem__, take.rows)]
+            return [pool.submit(self.read, take.rows)]
 
         for take, (pixels,) in _ahead(takes, begin, threads=1):
             yield frame.show(_planes(torch.from_numpy(pixels).to(self.labels.device)), take.chances)
@@ -144,9 +145,16 @@ def _ahead(
 def pictures(path: Path, *, channels: int) -> Pictures:
     """A prepared split as a job carries it; only a small one travels."""
     split = prepared.read_split(path)
-    if split.image_shape and split.pixels.nbytes <= CARRIED_BYTES:
-        return Pictures(split.pixels, split.labels)
-    return Pictures(None, split.labels, str(path.resolve()), channels)
+    carried = split.image_shape and split.pixels.nbytes <= CARRIED_BYTES
+    return Pictures(split.pixels if carried else None, split.labels, (str(path.resolve()),), channels)
+
+
+def joined(first: Pictures, second: Pictures) -> Pictures:
+    """The pictures of both, after each other."""
+    labels, paths = np.concatenate([first.labels, second.labels]), first.paths + second.paths
+    if first.pixels is None or second.pixels is None:
+        return Pictures(None, labels, paths, first.channels)
+    return Pictures(np.concatenate([first.pixels, second.pixels]), labels, paths, first.channels)
 
 
 def open_source(pictures: Pictures, device: torch.device, *, residence: str = "auto") -> Source:
@@ -155,17 +163,37 @@ def open_source(pictures: Pictures, device: torch.device, *, residence: str = "a
     residence: "resident", "streaming" or "auto", which is resident where the split fits.
     """
     labels = _tensor(pictures.labels).to(device)
-    pixels = pictures.pixels
-    if pixels is None:
-        split = prepared.read_split(Path(pictures.path or ""))
-        if not split.image_shape:
+    if pictures.pixels is None:
+        splits = [prepared.read_split(Path(path)) for path in pictures.paths]
+        if not splits[0].image_shape:
             if residence == "resident":
                 raise UserError("cluster.data is resident, but data.image_size is null: pictures are decoded batch by batch")
-            return Encoded(split.encoded, labels, pictures.channels, torch.get_num_threads())
-        pixels = split.pixels
-    if residence == "resident" or (residence == "auto" and _fits(pixels.nbytes, device)):
-        return Resident(_tensor(pixels).to(device), labels)
-    return Stored(pixels, labels)
+            return Encoded(partial(_file, splits), labels, pictures.channels, torch.get_num_threads())
+    parts = [split.pixels for split in splits] if pictures.pixels is None else [pictures.pixels]
+    if residence == "resident" or (residence == "auto" and _fits(sum(part.nbytes for part in parts), device)):
+        return Resident(_tensor(parts[0] if len(parts) == 1 else np.concatenate(parts)).to(device), labels)
+    return Stored(partial(_rows, parts), labels)
+
+
+def _file(splits: Sequence[prepared.Split], row: int) -> bytes:
+    """A row of several splits after each other."""
+    for split in splits:
+        if row < len(split):
+            return split.encoded(row)
+        row -= len(split)
+    raise IndexError(row)
+
+
+def _rows(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Rows (B,) of several arrays after each other, read where they lie."""
+    if len(parts) == 1:
+        return parts[0][rows]
+    starts = np.cumsum([0, *map(len, parts)])
+    found = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    for part, start in zip(parts, starts, strict=False):
+        mine = (start <= rows) & (rows < start + len(part))
+        found[mine] = part[rows[mine] - start]
+    return found
 
 
 def _planes(images: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "cait": _zoo("Cait"),
     "pit": _zoo("Pit"),
     "swin": _zoo("Swin"),
-    "deit": _zoo("Deit"),
+    "deit": _zoo("deit_of"),
     "convit": _zoo("Convit"),
     "pvt": PyramidTransformer,
     "pvt_v2": _zoo("PvtV2"),
@@ -55,6 +55,11 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "efficientnet": _zoo("Efficientnet"),
 }
 CLASSIFIERS = {"swin": "head.fc", "resnet": "fc", "efficientnet": "classifier"}  # the last linear layer, where it is not `head`
+
+
+def classifiers(name: str, arguments: dict[str, Any]) -> str | list[str]:
+    """The last linear layer by its name, or two where there is a distillation token: what timm leaves out for other classes."""
+    return ["head", "head_dist"] if arguments.get("distillation_token") else CLASSIFIERS.get(name, "head")
 
 
 def arguments(network: AnyNetwork, *, image_shape: Sequence[int], classes: int) -> dict[str, Any]:

@@ -57,10 +57,10 @@ class Classifier(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of matrices that should not decay: class tokens and positions."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "pos_embed"))}
+        return {name for name, _ in self.named_parameters() if name.endswith(("cls_token", "dist_token", "pos_embed"))}
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        """The last linear layer, or both where there is a distillation token."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -42,6 +42,8 @@ class Encoder(Classifier):
 
     patch_embed: pictures to tokens (B, N, width), row by row over `grid`. pool: "token", all class tokens side by side;
     "avg", the mean of the tokens; "sequence", a learned weighted mean (CCT). A tap is a block's output without class tokens.
+    distillation_token: one more token with a head of its own, beside one class token; the logits are the mean of both
+    heads' (Touvron et al. 2021, section 4).
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Encoder(Classifier):
         width: int,
         num_classes: int,
         class_tokens: int = 1,
+        distillation_token: bool = False,
         pool: str = "token",
         position: Tensor | None = None,
         stem: nn.Module | None = None,
@@ -65,6 +68,7 @@ class Encoder(Classifier):
         self.stem = stem or nn.Identity()
         self.patch_embed = patch_embed
         self.cls_token = nn.Parameter(torch.randn(1, self.class_tokens, width)) if self.class_tokens else None
+        self.dist_token = nn.Parameter(torch.randn(1, 1, width)) if distillation_token else None
         self.pos_embed: Tensor | None
         if position is None or isinstance(position, nn.Parameter):
             self.pos_embed = position
@@ -74,17 +78,36 @@ class Encoder(Classifier):
         self.norm = nn.LayerNorm(width)
         self.attention_pool = nn.Linear(width, 1) if pool == "sequence" else None
         self.head = nn.Linear(self.head_hidden_size, num_classes)
+        self.head_dist: nn.Module | None = nn.Linear(width, num_classes) if distillation_token else None
         self.default_layers = first_middle_last(len(self.blocks))
 
     def forward_intermediates(self, images: Tensor, *, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """The normalised tokens (B, class_tokens + N, width), and the blocks `indices` as maps (B, width, h, w)."""
+        """The normalised tokens (B, class and distillation tokens + N, width), and the blocks `indices` as (B, width, h, w)."""
         tokens = self._embedded(images)
+        patches = self.grid[0] * self.grid[1]
         maps = {}
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
             if index in indices:
-                maps[index] = tokens[:, self.class_tokens :].transpose(1, 2).unflatten(2, self.grid)
+                maps[index] = tokens[:, -patches:].transpose(1, 2).unflatten(2, self.grid)
         return self.norm(tokens), [maps[index] for index in indices]
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, num_classes), or what the head sees (B, head_hidden_size)."""
+        if self.head_dist is None:
+            return super().forward_head(features, pre_logits)
+        own, taught = features[:, 0], features[:, 1]
+        return (own + taught) / 2 if pre_logits else (self.head(own) + self.head_dist(taught)) / 2
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        return self.head if self.head_dist is None else (self.head, self.head_dist)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head, or two, for another number of classes; 0 for none."""
+        super().reset_classifier(num_classes, global_pool)
+        if self.head_dist is not None:
+            device = next(self.parameters()).device
+            self.head_dist = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
 
     def pooled(self, features: Tensor) -> Tensor:
         if self.pool == "token":
@@ -95,9 +118,9 @@ class Encoder(Classifier):
 
     def _embedded(self, images: Tensor) -> Tensor:
         tokens = self.patch_embed(self.stem(images))
-        if self.cls_token is not None:
-            # tokens.shape[0], since len() would fix the batch when torch.export traces this
-            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        extra = [token for token in (self.cls_token, self.dist_token) if token is not None]
+        if extra:  # tokens.shape[0], since len() would fix the batch when torch.export traces this
+            tokens = torch.cat([*(token.expand(tokens.shape[0], -1, -1) for token in extra), tokens], dim=1)
         return tokens if self.pos_embed is None else tokens + self.pos_embed
 
 
@@ -128,6 +151,7 @@ class VisionTransformer(Encoder):
         mla: Collection[str] = (),
         mla_rank: int = 64,
         class_tokens: int = 1,
+        distillation_token: bool = False,
         global_pool: str = "token",
         position: str = "learned",
         stem: Sequence[int] = (),
@@ -137,7 +161,7 @@ class VisionTransformer(Encoder):
     ) -> None:
         (height, width), channels = behind_stem(img_size, in_chans, stem, stem_stride)
         grid = height // patch_size, width // patch_size
-        extra = class_tokens if global_pool == "token" else 0
+        extra = class_tokens + distillation_token if global_pool == "token" else 0
         embedding: nn.Module = PatchEmbedding(patch_size, channels, embed_dim)
         if spt:
             embedding = ShiftedPatchEmbedding(patch_size, channels, embed_dim, directions=spt_directions, ratio=spt_ratio)
@@ -155,6 +179,7 @@ class VisionTransformer(Encoder):
             width=embed_dim,
             num_classes=num_classes,
             class_tokens=class_tokens,
+            distillation_token=distillation_token,
             pool=global_pool,
             position=POSITIONS[position](extra, grid, embed_dim),
             stem=ConvStem(in_chans, stem, stem_stride) if stem else None,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from timm.models import cait, convit, efficientnet, pit, pvt_v2, resnet, swin_transformer, vision_transformer
+from timm.models import cait, convit, deit, efficientnet, pit, pvt_v2, resnet, swin_transformer, vision_transformer
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from pipeline.models.vit import truncated
 
 
 class Deit(Tapped, vision_transformer.VisionTransformer):
-    """DeiT-Tiny and -Small without distillation (Touvron et al. 2021, table 1). Initialisation: timm's, N(0, 0.02) cut off."""
+    """DeiT-Tiny and -Small (Touvron et al. 2021, table 1). Initialisation: timm's, N(0, 0.02) cut off."""
 
     def __init__(
         self,
@@ -45,6 +45,15 @@ class Deit(Tapped, vision_transformer.VisionTransformer):
             **{**DEIT[variant], **sizes},
         )
         self.adopt(*_blocks(self.blocks, self.patch_embed.grid_size), _stem(in_chans, stem, stem_stride))
+
+
+class DistilledDeit(Deit, deit.VisionTransformerDistilled):
+    """DeiT with a distillation token, whose head answers too; the logits are the mean of both heads'."""
+
+
+def deit_of(*, distillation_token: bool = False, **arguments: Any) -> nn.Module:
+    """DeiT, with a distillation token or without."""
+    return (DistilledDeit if distillation_token else Deit)(**arguments)
 
 
 class Convit(Tapped, convit.ConVit):

@@ -44,7 +44,10 @@ WEIGHTS = {
 
 def weights(config: dict[str, Any]) -> str:
     """Which weights of its training a network has, in words, by its config.json."""
-    return WEIGHTS[config["espalier"]["training"]["result"]]
+    made = config["espalier"]
+    if again := made.get("refit"):
+        return f"of a second training, on training and validation pictures, that ended after epoch {again['epochs']}"
+    return WEIGHTS[made["training"]["result"]]
 
 
 def networks(experiment: Experiment) -> list[tuple[str, str]]:

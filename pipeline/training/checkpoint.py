@@ -121,7 +121,7 @@ def model_config(name: str, arguments: dict[str, Any], card: dict[str, Any], pro
             "crop_pct": 1.0,
             "num_classes": len(card["classes"]),
             "label_names": card["classes"],
-            "classifier": models.CLASSIFIERS.get(name, "head"),
+            "classifier": models.classifiers(name, arguments),
         },
         "espalier": provenance,
     }

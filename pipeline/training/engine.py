@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from pipeline.config import UserError
+from pipeline.config import Guidance, UserError
 from pipeline.metrics import CALIBRATION_BINS, Counts
-from pipeline.training.guidance import Teacher, guidance_loss
+from pipeline.training.guidance import Teacher, distillation_loss, guidance_loss
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -37,7 +37,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises: cross entropy, and beta times the guidance loss while there is a teacher.
+    """What a step minimises: cross entropy, and while there is a teacher, beta times the guidance loss and distillation.
 
     model: the student, or with a teacher a GuidedStudent; either may be wrapped for data-parallel training.
     """
@@ -47,26 +47,40 @@ class Objective:
     pixels: Pixels
     label_smoothing: float
     precision: torch.dtype
-    guidance_loss: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] = guidance_loss
+    guidance: Guidance | None = None  # how the teacher is learned from
 
     def __call__(self, images: Tensor, labels: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-        """The loss, and the sums (4,): cross entropy, guidance loss, correct pictures, pictures.
+        """The loss, and the sums (5,): cross entropy, guidance loss, distillation loss, correct pictures, pictures.
 
         labels: classes (B,), or probabilities (B, K) of mixed pictures, of which the likeliest class counts as correct.
         """
         inputs = self.pixels(images)
-        guidance = torch.zeros((), device=inputs.device)
         with autocast(inputs.device, self.precision):
-            if self.teacher is None:
-                logits = self.model(inputs)
-            else:
-                logits, maps = self.model(inputs)
-                guidance = self.guidance_loss(maps, self.teacher(inputs))
-        entropy = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-        correct = (logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
-        count = len(labels)
-        sums = torch.stack([entropy.detach() * count, guidance.detach() * count, correct, correct.new_tensor(count)])
-        return entropy + beta * guidance, sums
+            logits, taught, maps = self.model(inputs) if self.teacher else _alone(self.model(inputs))
+            entropy = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+            loss, guidance, distillation = self._with_teacher(inputs, entropy, taught, maps, beta)
+        correct = ((logits + taught).argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
+        count = correct.new_tensor(len(labels))
+        return loss, torch.stack([*(each.detach() * count for each in (entropy, guidance, distillation)), correct, count])
+
+    def _with_teacher(
+        self, inputs: Tensor, entropy: Tensor, taught: Tensor, maps: Sequence[Tensor], beta: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole loss, guidance loss and distillation loss; of a student that learns alone, the last two are zero."""
+        guidance = distillation = torch.zeros((), device=inputs.device)
+        if self.teacher is None or self.guidance is None:
+            return entropy, guidance, distillation
+        truth, theirs = self.teacher(inputs)
+        if maps:
+            guidance = guidance_loss(maps, theirs, loss=self.guidance.loss, normalise=self.guidance.normalise)
+        if self.guidance.distillation == "none":
+            return entropy + beta * guidance, guidance, distillation
+        distillation, weight = distillation_loss(taught, truth, self.guidance), self.guidance.distillation_weight
+        return (1 - weight) * entropy + weight * distillation + beta * guidance, guidance, distillation
+
+
+def _alone(logits: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return logits, logits, []
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,7 @@ def train_epoch(
     seed: int,
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """One optimizer step per batch; returns the sums of Objective (steps, 4), float64, over this worker's pictures.
+    """One optimizer step per batch; returns the sums of Objective (steps, 5), float64, over this worker's pictures.
 
     Every step starts from a random state of its own, the same on all workers: nothing random is carried from step to
     step, so a resumed run draws what an unbroken one draws.
@@ -152,7 +166,7 @@ def train_epoch(
 def _gradients(objective: Objective, images: Tensor, labels: Tensor, beta: float, update: Update) -> Tensor:
     """Add up the gradients of a batch, part by part; the sums over its pictures."""
     parts = list(zip(images.chunk(update.accumulate), labels.chunk(update.accumulate), strict=True))
-    total = torch.zeros(4, device=images.device)
+    total = torch.zeros(5, device=images.device)
     for index, (some, their_labels) in enumerate(parts, 1):
         with _in_step(objective.model, last=index == len(parts)):
             loss, sums = objective(some, their_labels, beta)

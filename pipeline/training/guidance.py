@@ -1,6 +1,7 @@
 """Locality guidance: the student's maps are drawn to those of a CNN teacher, early on or throughout.
 
 Li et al. 2022; the decay to zero is Rostand et al.'s early guidance. The frame comes off once the tree holds its shape.
+Beside it or in its place, the student can learn from the teacher's answers: the distillation of Touvron et al. 2021.
 """
 
 import math
@@ -18,8 +19,8 @@ from pipeline.config import Guidance, UserError
 class Teacher(nn.Module):
     """A trained network that never changes: always in eval mode, no gradients.
 
-    Pictures (B, C, H, W) are resized to `image_size` (height, width), where the teacher was trained; the maps of its
-    `layers` come back, by default those of the papers.
+    Pictures (B, C, H, W) are resized to `image_size` (height, width), where the teacher was trained; its logits (B, K)
+    and the maps of its `layers` come back, by default those of the papers.
     """
 
     def __init__(self, network: Any, image_size: tuple[int, int], layers: Sequence[int] | None = None) -> None:
@@ -33,27 +34,37 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         if tuple(images.shape[2:]) != self.image_size:
             images = F.interpolate(images, self.image_size, mode="bilinear", align_corners=False)
-        return self.network.forward_intermediates(images, indices=self.layers)[1]
+        features, maps = self.network.forward_intermediates(images, indices=self.layers)
+        return self.network.forward_head(features), maps
 
 
 class GuidedStudent(nn.Module):
     """A student and the 1x1 convolutions that bring its maps to the teacher's channels.
 
-    forward gives the logits and the projected maps in one pass, so that data-parallel wrappers see both.
+    forward gives the logits that learn from the labels, those that learn from the teacher, and the projected maps, in one
+    pass, so that data-parallel wrappers see all. The logits are the same twice, unless there is a distillation token and
+    `distilled` is true.
     """
 
-    def __init__(self, student: Any, projections: nn.Module, layers: Sequence[int]) -> None:
+    def __init__(self, student: Any, projections: nn.Module, layers: Sequence[int], *, distilled: bool = False) -> None:
         super().__init__()
         self.student: Any = student
         self.projections, self.layers = projections, list(layers)
+        self.two_heads = distilled and getattr(student, "head_dist", None) is not None
 
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         features, maps = self.student.forward_intermediates(images, indices=self.layers)
         projected = [projection(each) for projection, each in zip(self.projections.children(), maps, strict=True)]
-        return self.student.forward_head(features), projected
+        return *self._answers(features), projected
+
+    def _answers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        if self.two_heads:
+            return self.student.head(features[:, 0]), self.student.head_dist(features[:, 1])
+        logits = self.student.forward_head(features)
+        return logits, logits
 
 
 def layers_of(student: Any, guidance: Guidance) -> list[int]:
@@ -105,6 +116,19 @@ def guidance_loss(
         resized = [_resized(own, size) for own in pair]
         losses.append(LOSSES[loss](*([F.instance_norm(own) for own in resized] if normalise else resized)))
     return torch.stack(losses).sum()
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, settings: Guidance) -> Tensor:
+    """How far the student's logits (B, K) are from what the teacher's say, in nats a picture (Touvron et al. 2021, section 4).
+
+    "hard": cross entropy with the class that the teacher finds likeliest. "soft": the Kullback-Leibler divergence from its
+    probabilities, both at the temperature, times the square of that (Hinton et al. 2015; DeiT's code also divides by K).
+    """
+    student, teacher = student.float(), teacher.float()
+    if settings.distillation == "hard":
+        return F.cross_entropy(student, teacher.argmax(1))
+    own, theirs = ((logits / settings.temperature).log_softmax(1) for logits in (student, teacher))
+    return F.kl_div(own, theirs, log_target=True, reduction="batchmean") * settings.temperature**2
 
 
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ It knows only a small Reporter, so that the same loop runs in this process, unde
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -40,9 +40,10 @@ class Job:
     training: Training
     seed: int
     train: Pictures
-    validation: Pictures
+    validation: Pictures | None  # None: nothing is measured of the epochs
     guidance: Guidance | None = None
     teacher: Model | None = None
+    until: int | None = None  # epochs after which it ends, though its schedules are made for more
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,14 +79,15 @@ def train(job: Job, reporter: Reporter, *, residence: str = "auto") -> State:
     residence says where the pictures lie meanwhile (`loading.open_source`).
     Raises UserError where the loss is no longer a number.
     """
-    data = [loading.open_source(pictures, reporter.device, residence=residence) for pictures in (job.train, job.validation)]
+    splits = [job.train] if job.validation is None else [job.train, job.validation]
+    data = [loading.open_source(pictures, reporter.device, residence=residence) for pictures in splits]
     state = _continued(job, reporter, data[0])
-    logger.info("training pictures: %s, validation pictures: %s", *(source.name for source in data))
-    objective = None
-    while not selection.is_over(state.history, job.training):
-        guided = guidance.goes_on(job.guidance, state.history, job.training.epochs) if job.guidance else False
-        if objective is None or guided is not bool(objective.teacher):  # when guidance has ended, the teacher is let go
-            objective = _objective(job, state, reporter, with_teacher=guided)
+    logger.info("the pictures are %s", " and ".join(source.name for source in data))
+    objective = lessons = None
+    while len(state.history) != job.until and not selection.is_over(state.history, job.training):
+        if lessons != (now := _lessons(job, state.history)):  # when all have ended, the teacher is let go
+            objective, lessons = _objective(job, state, reporter, now), now
+        assert objective
         row = _epoch(job, state, objective, data, reporter)
         state.history.append(row)
         averaged = "ema" in job.training.result
@@ -114,7 +116,7 @@ def _fresh(job: Job, device: torch.device, source: Source) -> State:
     models.fit_to_pictures(network, partial(_sample, job, source))
     projections: nn.Module = nn.ModuleList()
     if job.guidance and job.teacher:
-        teacher = _teacher(job.teacher, job.guidance)
+        teacher = guidance.Teacher(job.teacher.network(), job.teacher.image_shape[:2], job.guidance.teacher_layers)
         projections = guidance.projections(network, teacher, job.guidance, image_shape=job.image_shape, seed=job.seed)
     network, projections = network.to(device), projections.to(device)
     if device.type == "cuda":
@@ -133,19 +135,34 @@ def _sample(job: Job, source: Source, count: int) -> Tensor:
     return _pixels(job, torch.device("cpu"))(images.permute(0, 2, 3, 1).cpu())
 
 
-def _teacher(model: Model, settings: Guidance) -> guidance.Teacher:
-    return guidance.Teacher(model.network(), model.image_shape[:2], settings.teacher_layers)
+@dataclass(frozen=True)
+class Lessons:
+    """What the teacher gives in an epoch: its maps, its answers, or neither."""
+
+    maps: bool
+    answers: bool
 
 
-def _objective(job: Job, state: State, reporter: Reporter, *, with_teacher: bool) -> engine.Objective:
+def _lessons(job: Job, history: Sequence[dict[str, Any]]) -> Lessons:
+    """Those of the next epoch."""
+    if job.guidance is None:
+        return Lessons(maps=False, answers=False)
+    goes_on = guidance.goes_on(job.guidance, history, job.training.epochs)
+    return Lessons(maps=goes_on, answers=job.guidance.distillation != "none")
+
+
+def _objective(job: Job, state: State, reporter: Reporter, lessons: Lessons) -> engine.Objective:
     """What the coming epochs minimise; gradients are averaged over the workers."""
     model: Any = state.network
     teacher = None
-    if with_teacher:
+    if lessons.maps or lessons.answers:
         assert job.guidance and job.teacher
-        teacher = _teacher(job.teacher, job.guidance).to(reporter.device)
-        layers = guidance.layers_of(state.network, job.guidance)
-        model = guidance.GuidedStudent(state.network, state.projections, layers)
+        teacher = guidance.Teacher(
+            job.teacher.network(), job.teacher.image_shape[:2], job.guidance.teacher_layers if lessons.maps else []
+        ).to(reporter.device)
+        layers = guidance.layers_of(state.network, job.guidance) if lessons.maps else []
+        projections = state.projections if lessons.maps else nn.ModuleList()
+        model = guidance.GuidedStudent(state.network, projections, layers, distilled=lessons.answers)
     if job.training.compile:
         model = torch.compile(model)
     if reporter.world > 1 and reporter.device.type == "cuda":
@@ -155,9 +172,7 @@ def _objective(job: Job, state: State, reporter: Reporter, *, with_teacher: bool
     return engine.Objective(
         model=model,
         teacher=teacher,
-        guidance_loss=partial(guidance.guidance_loss, loss=job.guidance.loss, normalise=job.guidance.normalise)
-        if job.guidance
-        else guidance.guidance_loss,
+        guidance=job.guidance,
         pixels=_pixels(job, reporter.device),
         label_smoothing=job.training.label_smoothing,
         precision=engine.precision_of(job.training.precision, reporter.device),
@@ -179,7 +194,7 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
     epoch, started = len(state.history), time.perf_counter()
     steps = batches.steps_per_epoch(len(job.train.labels), job.training)
     rate = partial(optim.learning_rate_at, training=job.training, steps_per_epoch=steps)
-    beta = _beta(job, steps) if objective.teacher else lambda step: 0.0
+    beta = _beta(job, steps) if _lessons(job, state.history).maps else lambda step: 0.0
     sums = engine.train_epoch(
         objective,
         _batches(job, data[0], reporter, epoch=epoch),
@@ -192,8 +207,8 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
     )
     by_step = _over_workers(sums, reporter)
     seconds = time.perf_counter() - started
-    _refuse_what_is_no_number(by_step[:, :2].sum(1), rate, first_step=epoch * steps, epoch=epoch)
-    entropy, guiding, correct, images = by_step.sum(0).tolist()
+    _refuse_what_is_no_number(by_step[:, :3].sum(1), rate, first_step=epoch * steps, epoch=epoch)
+    entropy, guiding, distilling, correct, images = by_step.sum(0).tolist()
     return {
         "epoch": epoch + 1,
         "images_seen": (epoch + 1) * steps * job.training.batch_size,
@@ -202,7 +217,8 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
         "train_loss": entropy / images,
         "train_accuracy": correct / images,
         "guidance_loss": guiding / images,
-        **_validated(job, state, data[1], reporter),
+        **({"distillation_loss": distilling / images} if distilling else {}),
+        **(_validated(job, state, data[1], reporter) if job.validation else {}),
         "train_seconds": seconds,
         "images_per_second": images / seconds,
         "hardware": hardware(reporter),
