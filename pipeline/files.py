@@ -54,10 +54,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A header and a line per row; all rows have the keys of the first. Without rows the file is empty."""
+    """A header and a line per row, with nothing where a row lacks a key. Without rows the file is empty."""
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        keys = dict.fromkeys(key for row in rows for key in row)
+        writer = csv.DictWriter(text, fieldnames=list(keys), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     write(path, text.getvalue())

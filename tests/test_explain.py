@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import nn
 
-from pipeline import models, networks
-from pipeline.explain import attention, corruption, insight, saliency, similarity
+from pipeline import models, networks, similarity
+from pipeline.explain import attention, corruption, insight, saliency
 from pipeline.models.attention import Attention, Locality
 from tests.conftest import RESNET, SL_VIT, job
 from tests.test_models import NETWORKS, TINY

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.explain import similarity
+from pipeline import similarity
 from pipeline.metrics import Answers
 from pipeline.report import figures
 
