@@ -43,6 +43,7 @@ def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figur
         per_class=_by_class(results, card["classes"]),
         corrupted=_corrupted(results),
         corrupted_pictures=results[0].corrupted[0]["pictures"],
+        alike=_alike(groups),
         explained=_explained({network: group[0] for network, group in groups.items()}, card["classes"]),
         contact_sheet=Markup(figures.svg(contact_sheet)),
         search=Markup(search),
@@ -118,6 +119,16 @@ def _explained(results: dict[str, Result], classes: list[str]) -> dict[str, Any]
         "likeness": likeness
         and Markup(figures.svg(figures.table_of_shades(likeness, x=f"layer of {teacher}", y="layer of the student"))),
     }
+
+
+def _alike(groups: dict[str, list[Result]]) -> Markup | None:
+    """Likeness to the teacher by epoch, of the guided students; None where there are none."""
+    panels = explanations.likeness_by_epoch(groups)
+    if not panels:
+        return None
+    ends = {network: explanations.last_guided_epoch(groups[network][0].curve) for lines in panels.values() for network in lines}
+    drawn = figures.courses(panels, ends, networks=list(groups), x="epoch", y="CKA with the teacher")
+    return Markup(figures.svg(drawn))
 
 
 def _profile(lines: dict[str, list[float]], label: str, *, reference: float | None = None) -> Markup | None:

@@ -105,6 +105,8 @@ def _row(network: str, group: list[Result], groups: dict[str, list[Result]], lev
         "val_accuracy": _mean(group, "training", "val_accuracy"),
         "parameters": group[0].test["parameters"],
         "macs": group[0].test["macs"],
+        "activation_bytes": group[0].test["activation_bytes"],
+        "inference_peak_bytes": _mean_if_any(group, "inference_peak_bytes"),
         "train_seconds": _mean(group, "training", "train_seconds"),
         "seconds_to_common_level": metrics.mean_and_spread([_seconds_to(level, result) for result in group])[0],
         "train_images_per_second": _mean(group, "training", "train_images_per_second"),
