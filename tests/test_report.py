@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Augmentation, Experiment, UserError
+from pipeline.config import Augmentation, Experiment, Published, UserError
 from pipeline.data import loading
 from pipeline.metrics import Answers
 from pipeline.report import augmentation, explanations, figures, model_card, page, tables
@@ -140,6 +140,21 @@ def test_the_page_tells_what_the_data_card_tells():
         "<b>Warning:</b> the same picture is in several splits, 1 times",
     ):
         assert told in text
+
+
+def test_a_papers_numbers_stand_beside_ours_where_it_has_any_on_these_pictures():
+    numbers = {"unguided/vit": 93.58, "unguided/another": 12.34}
+    here = Published(
+        source="Lee & al., table 2",
+        differs="fewer pictures",
+        accuracy={"image_folder": numbers, "svhn": {"teacher/resnet": 97.73}},
+    )
+    text = page.render(RESULTS, CARD, sheet(), papers=[here])
+    row = re.search(r"<tr><td>unguided/vit</td><td>Lee &amp; al., table 2</td>.*</tr>", text)
+    assert row and all(told in row[0] for told in ("93.58", "70.00", "39.7 to 89.2"))
+    assert "How this recipe differs: fewer pictures." in text and "97.73" not in text and "12.34" not in text
+    elsewhere = here.model_copy(update={"accuracy": {"svhn": numbers}})
+    assert page.render(RESULTS, CARD, sheet(), papers=[elsewhere]) == page.render(RESULTS, CARD, sheet())
 
 
 def test_equal_results_make_an_equal_page():

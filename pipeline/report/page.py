@@ -10,15 +10,22 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from pipeline.config import Published
 from pipeline.report import evidence, explanations, figures, tables
 from pipeline.report.evidence import Pair
 from pipeline.report.tables import Result
 
 
-def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figures.Figure, search: str = "") -> str:
+def render(
+    results: Sequence[Result],
+    card: dict[str, Any],
+    contact_sheet: figures.Figure,
+    search: str = "",
+    papers: Sequence[Published] = (),
+) -> str:
     """The page for these results, all over the same prepared data; the sheet shows what students were trained on.
 
-    search: the section on the search for settings, as HTML.
+    search: the section on the search for settings, as HTML. papers: whose own numbers stand beside ours.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters |= FILTERS
@@ -28,6 +35,8 @@ def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figur
         rows=rows,
         answer=evidence.answer(rows, compared),
         pairs=compared,
+        published=tables.beside_published(rows, papers, card["source"]),
+        papers=papers,
         level=tables.common_level(results),
         weights=" or ".join(sorted({tables.weights(result.config) for result in results})),
         sort=Markup((Path(__file__).parent / "sort.js").read_text()),
