@@ -25,7 +25,7 @@ ui: env
 	mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db --host 127.0.0.1 --port 5000 --workers 1
 
 clean:
-	rm -rf .venv .runs mlruns data/prepared models results search report dvc_plots dvc.lock .dvc/cache .dvc/tmp .dvc/config.local \
+	rm -rf .venv .runs mlruns data/prepared features models results search report dvc_plots dvc.lock .dvc/cache .dvc/tmp .dvc/config.local \
 	  .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find pipeline stages tests -name __pycache__ -exec rm -rf {} +
 

@@ -186,6 +186,7 @@ class Guidance(Section):
     projection_kernel: Literal[1, 3] = 1  # of the convolutions that bring the student's channels to the teacher's
     student_layers: list[Annotated[int, Field(ge=0)]] | None = None  # null: those of the papers
     teacher_layers: list[Annotated[int, Field(ge=0)]] | None = None
+    offline: bool = False  # by the teacher's maps of the pictures as they are, stored once, cropped and flipped with them
     distillation: Literal["none", "soft", "hard"] = "none"  # from the teacher's answers, to the end (Touvron et al. 2021)
     distillation_weight: Probability = 0.5  # of this loss; the labels' has the rest
     temperature: Positive = 3.0  # soft: of both answers
@@ -196,6 +197,12 @@ class Guidance(Section):
         for key, kinds in wanted.items():
             if self.distillation not in kinds and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} has no effect with distillation {self.distillation}; set it to {' or '.join(kinds)}")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_need_the_teacher(self) -> "Guidance":
+        if self.offline and self.distillation != "none":
+            raise ValueError("offline stores the teacher's maps, not its answers; set offline: false or distillation: none")
         return self
 
     @model_validator(mode="after")
@@ -405,6 +412,7 @@ def _contradictions(settings: Settings) -> list[str]:
         *_uneven_batches(settings),
         *_unknown_sizes(settings),
         *_search_mistakes(settings),
+        *_offline_mistakes(settings),
         *(mistake for name, net in settings.students.items() for mistake in _misfits(f"students.{name}", net, settings)),
         *(mistake for name, net in settings.teachers.items() for mistake in _misfits(f"teachers.{name}", net, settings)),
     ]
@@ -467,6 +475,26 @@ def _unknown_sizes(settings: Settings) -> list[str]:
         f"training.{kind}.image_size is missing: data.image_size is null, so pictures are resized batch by batch; to what?"
         for kind, recipe in recipes.items()
         if not (recipe.image_size or settings.data.image_size)
+    ]
+
+
+def _offline_mistakes(settings: Settings) -> list[str]:
+    """What goes beyond crops and flips of the prepared training pictures, where maps of these are stored."""
+    experiment, recipe = settings.experiment, settings.training.student
+    offline = [name for name in experiment.guidance if name in settings.guidance and settings.guidance[name].offline]
+    reasons = {
+        f"training.student.augmentation.policy {recipe.augmentation.policy}": recipe.augmentation.policy != "none",
+        "a training.student.augmentation that mixes pictures": recipe.augmentation.mixes,
+        "training.student.refit": recipe.refit,
+        "data.image_size null": settings.data.image_size is None,
+    }
+    if settings.search.guidance is not None and settings.guidance[settings.search.guidance].offline:
+        return [f"search.guidance is '{settings.search.guidance}', which is offline; a search needs the teacher itself"]
+    return [
+        f"guidance.{name}.offline does not go with {reason}; set it to false, or change that"
+        for name in offline
+        for reason, holds in reasons.items()
+        if holds
     ]
 
 

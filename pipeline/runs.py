@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import models
-from pipeline.config import Guidance, Network, Training
+from pipeline.config import Guidance, Network, Training, UserError
 from pipeline.data import batches, loading, prepared
+from pipeline.data.features import Features
 from pipeline.data.loading import Pictures
 from pipeline.identity import identity, versions
 from pipeline.training.checkpoint import Model, model_config
@@ -67,8 +68,11 @@ def of(
     data: Data,
     guidance: Guidance | None = None,
     teacher: Model | None = None,
+    features: Features | None = None,
 ) -> Run:
     """The run of these settings. Raises UserError where they do not suit the data."""
+    if guidance and guidance.offline and not features:
+        raise UserError("guidance with offline needs the features that a stage of that name stores; set offline to false")
     training = batches.budgeted(training, len(data.train.labels)).model_copy(update={"refit": False})
     card = data.card | {"image_shape": batches.image_shape(data.card, training)}
     settings = {
@@ -83,7 +87,7 @@ def of(
     stored_size = data.card["image_shape"] and data.card["image_shape"][0]
     provenance = {**about, **settings, "identity": named, "versions": versions(), "stored_size": stored_size}
     config = model_config(network.model, arguments, card, provenance)
-    return Run(named, about, settings, Job(config, training, seed, data.train, data.validation, guidance, teacher))
+    return Run(named, about, settings, Job(config, training, seed, data.train, data.validation, guidance, teacher, features))
 
 
 def refit_identity(run: Run) -> str:

@@ -6,6 +6,7 @@ A run is found again by its identity: an interrupted training goes on with its r
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.config import Tracking
+from pipeline.together import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Run:
     def __init__(self, client: Any = None, run_id: str = "") -> None:
         self._client, self._id = client, run_id
         self._logged: set[int] = set()  # images seen at the epochs that it has
+        self._lock = threading.Lock()
         self._try(self._resume)
 
     @property
@@ -86,13 +89,18 @@ class Run:
         self._logged = {point.step for point in logged}
 
     def _try(self, action: Callable[[Any], None]) -> None:
-        if self._client is None:
+        """In a thread of its own, as Ctrl-C in the middle of a transaction would leave the store locked."""
+        if (client := self._client) is None:
             return
         try:
-            action(self._client)
+            in_thread(lambda: self._alone(client, action)).result()
         except Exception as error:  # a server that is down, a disk that is full, a store of another version
             self._client = None
             logger.warning("tracking stopped (%s); the results are not affected", _one_line(error))
+
+    def _alone(self, client: Any, action: Callable[[Any], None]) -> None:
+        with self._lock:  # what was interrupted may still be at work
+            action(client)
 
 
 @contextmanager

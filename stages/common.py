@@ -12,6 +12,7 @@ from pipeline.config import UserError
 PREPARED = Path("data/prepared")
 MODELS = Path("models")
 RESULTS = Path("results")
+FEATURES = Path("features")
 SEARCH = Path("search")
 REPORT = Path("report")
 

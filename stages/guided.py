@@ -2,7 +2,7 @@
 
 import argparse
 
-from pipeline import config
+from pipeline import config, offline, runs
 from pipeline.training.checkpoint import load_model
 from stages import common, training
 
@@ -22,6 +22,10 @@ def train(student: str, guidance: str, seed: int) -> None:
         "experiment", f"students.{student}", f"guidance.{guidance}", "training.student", "cluster", "tracking"
     )
     teacher = load_model(common.place(common.MODELS, "teacher", experiment.teacher, seed), made_by="teacher")
+    stored = None
+    if settings.offline:
+        folder = common.FEATURES / guidance / str(seed)
+        stored = offline.load(folder, runs.data(common.PREPARED), teacher, settings, recipe)
     training.train(
         "guided",
         f"{student}-{guidance}",
@@ -32,6 +36,7 @@ def train(student: str, guidance: str, seed: int) -> None:
         track=track,
         guidance=settings,
         teacher=teacher,
+        features=stored,
     )
 
 

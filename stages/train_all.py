@@ -5,20 +5,21 @@
 
 import argparse
 import sys
+from collections.abc import Collection
 from functools import partial
 
 from pipeline import config, distributed, scheduling
 from pipeline.config import Experiment, UserError
 from pipeline.together import Skipped, Task, together
-from stages import common, guided, teacher, unguided
+from stages import common, features, guided, teacher, unguided
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    experiment, cluster = config.load("experiment", "cluster")
+    experiment, guidance, cluster = config.load("experiment", "guidance", "cluster")
     if cluster.num_workers == 0:
         raise UserError("cluster.num_workers 0 trains without Ray, one network at a time; train_all needs at least 1")
-    tasks = networks(experiment)
+    tasks = networks(experiment, offline=[name for name in experiment.guidance if guidance[name].offline])
     with distributed.ray_session():
         nodes = distributed.nodes_of_ray()
         each = scheduling.worker(cluster, nodes, alone=False)
@@ -31,8 +32,11 @@ def main() -> None:
     print(f"all {len(tasks)} networks are trained; `dvc repro` records them")
 
 
-def networks(experiment: Experiment) -> dict[str, Task]:
-    """The training of each network by its name; a guided one waits for the teacher of its seed."""
+def networks(experiment: Experiment, *, offline: Collection[str] = ()) -> dict[str, Task]:
+    """The training of each network by its name; a guided one waits for the teacher of its seed, or for its stored maps.
+
+    offline: the guidances that have those.
+    """
     tasks = {}
     for seed in experiment.seeds:
         taught_by = f"teacher/{experiment.teacher}/{seed}"
@@ -41,8 +45,11 @@ def networks(experiment: Experiment) -> dict[str, Task]:
             tasks[f"unguided/{student}/{seed}"] = Task(partial(unguided.train, student, seed))
         for student in experiment.guided:
             for guidance in experiment.guidance:
+                stored = f"features/{guidance}/{seed}"
+                if guidance in offline:
+                    tasks[stored] = Task(partial(features.make, guidance, seed), after=taught_by)
                 action = partial(guided.train, student, guidance, seed)
-                tasks[f"guided/{student}-{guidance}/{seed}"] = Task(action, after=taught_by)
+                tasks[f"guided/{student}-{guidance}/{seed}"] = Task(action, after=stored if guidance in offline else taught_by)
     return tasks
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline import distributed, files, runs, tracking
 from pipeline.config import Cluster, Guidance, Network, Tracking, Training
+from pipeline.data.features import Features
 from pipeline.distributed import Trained
 from pipeline.progress import progress
 from pipeline.runs import Run
@@ -42,9 +43,11 @@ def train(
     track: Tracking,
     guidance: Guidance | None = None,
     teacher: Model | None = None,
+    features: Features | None = None,
 ) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
-    run = runs.of(kind, name, seed, network, training, data=runs.data(common.PREPARED), guidance=guidance, teacher=teacher)
+    lessons = {"guidance": guidance, "teacher": teacher, "features": features}
+    run = runs.of(kind, name, seed, network, training, data=runs.data(common.PREPARED), **lessons)
     named = runs.refit_identity(run) if training.refit else run.identity
     if _is_there(run, named):
         print(f"{run.label} is up to date")

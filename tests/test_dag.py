@@ -15,7 +15,7 @@ LAYERS = [  # a module may import those of earlier lines, and of its own
     "config networks section space metrics files identity progress scheduling similarity together",
     "data models registry tracking checkpoints",
     "training",
-    "explain distributed prediction export served runs",
+    "explain distributed prediction export served runs offline",
     "search",
     "report",
     "stages",

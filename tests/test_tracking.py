@@ -1,5 +1,10 @@
 """MLflow on SQLite: one run per identity, every epoch once, and a failure that stops nothing."""
 
+import logging
+import os
+import signal
+import time
+
 import pytest
 from mlflow import MlflowClient
 
@@ -51,6 +56,22 @@ def test_an_interrupted_run_goes_on_as_the_same_run_with_every_epoch_once(tmp_pa
     assert run.info.status == "FINISHED" and run.info.run_name == "unguided/vit/0"
     assert run.data.params == {"a.b": "1"} and run.data.metrics["test/accuracy"] == 0.5
     assert {**TAGS, "identity": "a"}.items() <= run.data.tags.items() and run.data.tags["mlflow.source.git.commit"]
+
+
+def test_an_interruption_in_the_middle_of_a_call_lets_it_end(tmp_path, caplog):
+    def interrupted(client):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)  # the main thread has been interrupted by now
+        client.log_metric(run.id, "late", 1.0)
+
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path) as run:
+        run._try(interrupted)
+    (found,) = runs(tmp_path)
+    assert (
+        found.info.status == "KILLED"
+        and found.data.metrics["late"] == 1.0
+        and not [each for each in caplog.records if each.levelno > logging.INFO]
+    )
 
 
 def test_another_identity_is_another_run_and_failures_are_told(tmp_path):

@@ -276,7 +276,10 @@ def test_decays_have_their_shape():
     assert guidance.beta_at(1, cosine, end_step=4) == pytest.approx(1 + math.sqrt(0.5))
 
 
-@given(st.integers(0, 50), st.integers(1, 200), st.floats(1e-6, 10), st.sampled_from(list(optim.SCHEDULES)), st.floats(0, 1))
+FLOORS = st.just(0.0) | st.floats(1e-6, 1)
+
+
+@given(st.integers(0, 50), st.integers(1, 200), st.floats(1e-6, 10), st.sampled_from(list(optim.SCHEDULES)), FLOORS)
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_its_floor(warmup, rest, peak, schedule, floor):
     setting = recipe(learning_rate=peak, warmup_epochs=warmup, epochs=warmup + rest, schedule=schedule, floor_fraction=floor)
     rates = [optim.learning_rate_at(step, setting, steps_per_epoch=1) for step in range(warmup + rest)]

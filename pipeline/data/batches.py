@@ -79,6 +79,11 @@ def share(rows: np.ndarray, *, rank: int, world: int) -> np.ndarray:
     return rows[rank * size : (rank + 1) * size]
 
 
+def shares(pictures: int, recipe: Training, *, seed: int, epoch: int, rank: int, world: int) -> list[np.ndarray]:
+    """The views (B,) of each batch of an epoch that belong to one worker."""
+    return [share(views, rank=rank, world=world) for views in plan(pictures, recipe, seed=seed, epoch=epoch)]
+
+
 def training(
     source: Source,
     recipe: Training,
@@ -97,9 +102,9 @@ def training(
     source's device. In memory, each channel of a picture is a plane.
     """
     pictures, settings = len(source.labels), recipe.augmentation
-    shares = [share(views, rank=rank, world=world) for views in plan(pictures, recipe, seed=seed, epoch=epoch)]
-    images = augmented(source, shares, settings, colours, side=side, seed=seed, epoch=epoch)
-    for step, (views, shown) in enumerate(zip(shares, images, strict=True)):
+    mine = shares(pictures, recipe, seed=seed, epoch=epoch, rank=rank, world=world)
+    images = augmented(source, mine, settings, colours, side=side, seed=seed, epoch=epoch)
+    for step, (views, shown) in enumerate(zip(mine, images, strict=True)):
         labels = source.labels[torch.from_numpy(views % pictures).to(source.labels.device)]
         if settings.mixes:
             how = mixing.draw(settings, height=side, width=side, seed=seed, epoch=epoch, step=step)

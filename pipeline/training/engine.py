@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -39,44 +40,49 @@ class Pixels:
 class Objective:
     """What a step minimises: cross entropy, and while there is a teacher, beta times the guidance loss and distillation.
 
-    model: the student, or with a teacher a GuidedStudent; either may be wrapped for data-parallel training.
+    model: the student, or with guidance a GuidedStudent; either may be wrapped for data-parallel training.
     """
 
     model: nn.Module
-    teacher: Teacher | None
+    teacher: Teacher | None  # that sees what the student sees; None where its maps were stored before
     pixels: Pixels
     label_smoothing: float
     precision: torch.dtype
-    guidance: Guidance | None = None  # how the teacher is learned from
+    guidance: Guidance | None = None  # how a teacher is learned from; None: the student learns alone
 
-    def __call__(self, images: Tensor, labels: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, beta: float, *stored: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, and the sums (5,): cross entropy, guidance loss, distillation loss, correct pictures, pictures.
 
         labels: classes (B,), or probabilities (B, K) of mixed pictures, of which the likeliest class counts as correct.
+        stored: the teacher's maps (B, C, h, w) of these pictures, where there is guidance but no teacher.
         """
         inputs = self.pixels(images)
         with autocast(inputs.device, self.precision):
-            logits, taught, maps = self.model(inputs) if self.teacher else _alone(self.model(inputs))
+            logits, taught, maps = self.model(inputs) if self.guidance else _alone(self.model(inputs))
             entropy = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
-            loss, guidance, distillation = self._with_teacher(inputs, entropy, taught, maps, beta)
+            truth, theirs = self.teacher(inputs) if self.teacher else (taught, stored)
+            guidance, distillation = self._from_teacher(taught, truth, maps, theirs)
+            loss = self._weighted(entropy, distillation) + beta * guidance
         correct = ((logits + taught).argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))).sum()
         count = correct.new_tensor(len(labels))
         return loss, torch.stack([*(each.detach() * count for each in (entropy, guidance, distillation)), correct, count])
 
-    def _with_teacher(
-        self, inputs: Tensor, entropy: Tensor, taught: Tensor, maps: Sequence[Tensor], beta: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The whole loss, guidance loss and distillation loss; of a student that learns alone, the last two are zero."""
-        guidance = distillation = torch.zeros((), device=inputs.device)
-        if self.teacher is None or self.guidance is None:
-            return entropy, guidance, distillation
-        truth, theirs = self.teacher(inputs)
-        if maps:
+    def _from_teacher(
+        self, taught: Tensor, truth: Tensor, maps: Sequence[Tensor], theirs: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The guidance loss and the distillation loss, zero where there is none."""
+        guidance = distillation = torch.zeros((), device=taught.device)
+        if self.guidance and maps:
             guidance = guidance_loss(maps, theirs, loss=self.guidance.loss, normalise=self.guidance.normalise)
-        if self.guidance.distillation == "none":
-            return entropy + beta * guidance, guidance, distillation
-        distillation, weight = distillation_loss(taught, truth, self.guidance), self.guidance.distillation_weight
-        return (1 - weight) * entropy + weight * distillation + beta * guidance, guidance, distillation
+        if self.guidance and self.guidance.distillation != "none":
+            distillation = distillation_loss(taught, truth, self.guidance)
+        return guidance, distillation
+
+    def _weighted(self, entropy: Tensor, distillation: Tensor) -> Tensor:
+        if self.guidance is None or self.guidance.distillation == "none":
+            return entropy
+        weight = self.guidance.distillation_weight
+        return (1 - weight) * entropy + weight * distillation
 
 
 def _alone(logits: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -141,36 +147,38 @@ def train_epoch(
     learning_rate: Callable[[int], float],
     beta: Callable[[int], float],
     seed: int,
+    stored: Iterable[Sequence[Tensor]] = repeat(()),
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
-    """One optimizer step per batch; returns the sums of Objective (steps, 5), float64, over this worker's pictures.
+    """One optimizer step per batch, with maps of a teacher that were stored, if there are any.
 
+    Returns the sums of Objective (steps, 5), float64, over this worker's pictures.
     Every step starts from a random state of its own, the same on all workers: nothing random is carried from step to
     step, so a resumed run draws what an unbroken one draws.
     """
     objective.model.train()
     steps = []
-    for step, (images, labels) in enumerate(batches, first_step):
+    for step, ((images, labels), maps) in enumerate(zip(batches, stored, strict=False), first_step):
         for group in update.optimizer.param_groups:
             group["lr"] = learning_rate(step)
 
-        def gradients(step: int = step, images: Tensor = images, labels: Tensor = labels) -> Tensor:
+        def gradients(step: int = step, batch: Sequence[Tensor] = (images, labels, *maps)) -> Tensor:
             torch.manual_seed(_step_seed(seed, step))
-            return _gradients(objective, images, labels, beta(step), update)
+            return _gradients(objective, batch, beta(step), update)
 
         steps.append(update(gradients))
         on_images(len(labels))
     return torch.stack(steps).double()
 
 
-def _gradients(objective: Objective, images: Tensor, labels: Tensor, beta: float, update: Update) -> Tensor:
-    """Add up the gradients of a batch, part by part; the sums over its pictures."""
-    parts = list(zip(images.chunk(update.accumulate), labels.chunk(update.accumulate), strict=True))
-    total = torch.zeros(5, device=images.device)
-    for index, (some, their_labels) in enumerate(parts, 1):
+def _gradients(objective: Objective, batch: Sequence[Tensor], beta: float, update: Update) -> Tensor:
+    """Add up the gradients of a batch (images, labels, stored maps), part by part; the sums over its pictures."""
+    parts = list(zip(*(each.chunk(update.accumulate) for each in batch), strict=True))
+    total = torch.zeros(5, device=batch[0].device)
+    for index, (images, labels, *maps) in enumerate(parts, 1):
         with _in_step(objective.model, last=index == len(parts)):
-            loss, sums = objective(some, their_labels, beta)
-            update.scaler.scale(loss * (len(some) / len(images))).backward()
+            loss, sums = objective(images, labels, beta, *maps)
+            update.scaler.scale(loss * (len(images) / len(batch[0]))).backward()
         total = total + sums
     return total
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.config import Guidance, Training, UserError
 from pipeline.data import batches, loading
 from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import Frame
+from pipeline.data.features import Features, shown
 from pipeline.data.loading import Pictures, Source
 from pipeline.training import engine, guidance, likeness, optim, selection
 from pipeline.training.checkpoint import Damaged, Model, State
@@ -43,6 +45,7 @@ class Job:
     validation: Pictures | None  # None: nothing is measured of the epochs
     guidance: Guidance | None = None
     teacher: Model | None = None
+    features: Features | None = None  # the teacher's maps of `train`, where guidance is offline
     until: int | None = None  # epochs after which it ends, though its schedules are made for more
 
     @property
@@ -158,9 +161,9 @@ def _objective(job: Job, state: State, reporter: Reporter, lessons: Lessons) -> 
     teacher = None
     if lessons.maps or lessons.answers:
         assert job.guidance and job.teacher
-        teacher = guidance.Teacher(
-            job.teacher.network(), job.teacher.image_shape[:2], job.guidance.teacher_layers if lessons.maps else []
-        ).to(reporter.device)
+        if not job.features:
+            seen = job.guidance.teacher_layers if lessons.maps else []
+            teacher = guidance.Teacher(job.teacher.network(), job.teacher.image_shape[:2], seen).to(reporter.device)
         layers = guidance.layers_of(state.network, job.guidance) if lessons.maps else []
         projections = state.projections if lessons.maps else nn.ModuleList()
         model = guidance.GuidedStudent(state.network, projections, layers, distilled=lessons.answers)
@@ -173,7 +176,7 @@ def _objective(job: Job, state: State, reporter: Reporter, lessons: Lessons) -> 
     return engine.Objective(
         model=model,
         teacher=teacher,
-        guidance=job.guidance,
+        guidance=job.guidance if lessons.maps or lessons.answers else None,
         pixels=_pixels(job, reporter.device),
         label_smoothing=job.training.label_smoothing,
         precision=engine.precision_of(job.training.precision, reporter.device),
@@ -206,7 +209,8 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
     epoch, started = len(state.history), time.perf_counter()
     steps = batches.steps_per_epoch(len(job.train.labels), job.training)
     rate = partial(optim.learning_rate_at, training=job.training, steps_per_epoch=steps)
-    beta = _beta(job, steps) if _lessons(job, state.history).maps else lambda step: 0.0
+    guided = _lessons(job, state.history).maps
+    beta = _beta(job, steps) if guided else lambda step: 0.0
     sums = engine.train_epoch(
         objective,
         _batches(job, data[0], reporter, epoch=epoch),
@@ -215,6 +219,7 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
         learning_rate=rate,
         beta=beta,
         seed=job.seed,
+        stored=_stored(job, job.features, reporter, epoch=epoch) if guided and job.features else repeat(()),
         on_images=lambda count: reporter.progress(count * reporter.world),
     )
     by_step = _over_workers(sums, reporter)
@@ -229,7 +234,7 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
         "train_loss": entropy / images,
         "train_accuracy": correct / images,
         "guidance_loss": guiding / images,
-        **({"distillation_loss": distilling / images} if distilling else {}),
+        **({"distillation_loss": distilling / images} if job.guidance and job.guidance.distillation != "none" else {}),
         **(_validated(job, state, data[1], reporter) if job.validation else {}),
         "train_seconds": seconds,
         "images_per_second": images / seconds,
@@ -256,6 +261,13 @@ def _batches(job: Job, source: Source, reporter: Reporter, *, epoch: int) -> eng
         rank=reporter.rank,
         world=reporter.world,
     )
+
+
+def _stored(job: Job, features: Features, reporter: Reporter, *, epoch: int) -> Iterable[list[Tensor]]:
+    """The teacher's maps of each batch."""
+    when = {"seed": job.seed, "epoch": epoch}
+    mine = batches.shares(len(job.train.labels), job.training, **when, rank=reporter.rank, world=reporter.world)
+    return shown(features.opened(), mine, job.training.augmentation, reporter.device, side=job.image_shape[0], **when)
 
 
 def _update(job: Job, state: State) -> engine.Update:

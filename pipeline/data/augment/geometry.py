@@ -47,16 +47,26 @@ def crop(images: Tensor, chances: np.ndarray, padding: int) -> Tensor:
     height, width = images.shape[2:]
     padded = torch.nn.functional.pad(images, (padding, padding, padding, padding))
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, tops, lefts, H, W), without a copy
-    top, left = torch.from_numpy(chances * (2 * padding + 1)).to(images.device).long().unbind(1)
+    top, left = torch.from_numpy(corners(chances, padding)).to(images.device).unbind(1)
     return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+def corners(chances: np.ndarray, padding: int) -> np.ndarray:
+    """(B, 2) top and left of the windows of `crop`, in pixels of the padded picture."""
+    return (chances * (2 * padding + 1)).astype(np.int64)
 
 
 def flip(images: Tensor, chances: np.ndarray) -> Tensor:
     """Mirror pictures (B, C, H, W) left and right with probability 1/2; chances (B, 1)."""
-    rows = torch.from_numpy(np.flatnonzero(chances[:, 0] < 0.5)).to(images.device)
+    rows = torch.from_numpy(np.flatnonzero(mirrored(chances))).to(images.device)
     flipped = images.clone()
     flipped[rows] = images.index_select(0, rows).flip(3)
     return flipped
+
+
+def mirrored(chances: np.ndarray) -> np.ndarray:
+    """(B,) whether `flip` mirrors a picture."""
+    return chances[:, 0] < 0.5
 
 
 def crop_boxes(chances: np.ndarray, heights: np.ndarray, widths: np.ndarray, least_area: float) -> np.ndarray:
