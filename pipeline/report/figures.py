@@ -102,9 +102,9 @@ def courses(
                 axes.plot(*line.T, color=colour, linewidth=1.6, label=network)
                 axes.plot(*line[line[:, 0] == ends.get(network)].T, "o", color=colour)
             axes.set_title(title, fontsize=9)
+            axes.set_xlabel(x)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.supxlabel(x, fontsize=9)
-        figure.supylabel(y, fontsize=9)
+        grid[0].set_ylabel(y)
         figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
