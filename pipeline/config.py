@@ -25,26 +25,27 @@ DOWNLOADS = ("cifar10", "cifar100", "svhn", "flowers102")  # sources that torchv
 
 Policy = Literal["none", "autoaugment_cifar10", "autoaugment_svhn", "autoaugment_imagenet", "randaugment", "trivialaugment"]
 POLICIES = get_args(Policy)
+SourceName = Literal[
+    "digits",
+    "image_folder",
+    "parquet",
+    "csv",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "tiny_imagenet",
+    "intel",
+    "chaoyang",
+    "flowers102",
+    "imagenet",
+]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]  # a part of stage and folder names, where "-" joins two
 
 
 class Data(Section):
     """Where the pictures come from and how they are prepared."""
 
-    source: Literal[
-        "digits",
-        "image_folder",
-        "parquet",
-        "csv",
-        "cifar10",
-        "cifar100",
-        "svhn",
-        "tiny_imagenet",
-        "intel",
-        "chaoyang",
-        "flowers102",
-        "imagenet",
-    ]
+    source: SourceName
     path: str  # the folder or archive of pictures; `digits` needs none
     download: bool = False  # fetch what is not there yet into path, where torchvision knows how
     image_column: str | None = None  # of parquet and csv; null: the one that fits
@@ -220,6 +221,18 @@ class Evaluation(Section):
     corrupted_pictures: Annotated[int, Field(ge=0)] = 100  # of the test split, made worse in 4 x 5 ways; 0: not measured
 
 
+class Published(Section):
+    """A paper's own numbers, which the report shows beside ours."""
+
+    source: str  # the paper and its table
+    differs: str  # in what this recipe is another than the paper's
+    accuracy: dict[SourceName, dict[str, Annotated[float, Field(ge=0, le=100)]]]  # by network, as the report names it, in %
+
+    def on(self, source: str) -> dict[str, float]:
+        """The accuracies on one source of pictures."""
+        return next((found for name, found in self.accuracy.items() if name == source), {})
+
+
 class Experiment(Section):
     """Which networks one `dvc repro` trains and compares."""
 
@@ -228,6 +241,7 @@ class Experiment(Section):
     unguided: list[str]
     guided: list[str]  # each student here is trained with each guidance below
     guidance: list[str]
+    published: list[Published] = []  # where the recipe is a paper's
 
 
 class Cluster(Section):
@@ -385,7 +399,7 @@ def _allowed_keys(location: list[Any]) -> list[str]:
     found: Any = Settings
     for part in location:
         is_section = isinstance(part, str) and part in getattr(found, "model_fields", {})
-        found = found.model_fields[part].annotation if is_section else get_args(found)[1]  # of a dict, its values' section
+        found = found.model_fields[part].annotation if is_section else get_args(found)[-1]  # the section in a dict or list
     return list(found.model_fields)
 
 
@@ -393,6 +407,7 @@ def _contradictions(settings: Settings) -> list[str]:
     """Mistakes that only show when two settings are held against each other."""
     return [
         *_unknown_names(settings),
+        *_unknown_published(settings),
         *_repeated_names(settings.experiment),
         *_uneven_batches(settings),
         *_unknown_sizes(settings),
@@ -416,6 +431,19 @@ def _unknown_names(settings: Settings) -> list[str]:
         for key, names, known, section in wanted
         for name in names
         if name not in known
+    ]
+
+
+def _unknown_published(settings: Settings) -> list[str]:
+    guided = [f"{student}-{guidance}" for student in settings.students for guidance in settings.guidance]
+    names = {"teacher": [*settings.teachers], "unguided": [*settings.students], "guided": guided}
+    known = [f"{kind}/{name}" for kind, named in names.items() for name in named]
+    return [
+        f"experiment.published.{place}.accuracy.{source} names '{network}', which is no network here; known: {', '.join(known)}"
+        for place, paper in enumerate(settings.experiment.published)
+        for source, accuracies in paper.accuracy.items()
+        for network in accuracies
+        if network not in known
     ]
 
 

@@ -18,6 +18,7 @@ TRAINING_CODE = (
     "data/loading.py",
     "models",
     "networks.py",
+    "similarity.py",
     "training",
 )
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.config import UserError
-from pipeline.data import decode
+from pipeline.data import decode, loading
 from pipeline.data.augment.geometry import Frame
 from pipeline.data.sources.folders import EXTENSIONS
 from pipeline.training import engine
@@ -35,8 +35,9 @@ class Predictor:
     def __init__(self, model: Model, device: torch.device) -> None:
         preprocessing = model.config["pretrained_cfg"]
         self.classes: list[str] = preprocessing["label_names"]
-        self.side, _, self.channels = model.image_shape
-        self.stored_size: int | None = model.config["espalier"].get("stored_size")
+        self.shape = model.image_shape
+        self.side, _, self.channels = self.shape
+        self.stored_size: int | None = model.config["espalier"].get("stored_size", self.side)
         self.network = model.network().to(device)
         self.normalised = engine.Pixels.of(preprocessing["mean"], preprocessing["std"], device)
 
@@ -45,9 +46,11 @@ class Predictor:
 
         Raises decode.Unreadable.
         """
-        size = self.stored_size or self.side
-        stored = torch.from_numpy(decode.pixels(content, channels=self.channels, image_size=size).copy())
-        shown = Frame(self.side).show(stored.permute(2, 0, 1)[None], None)
+        frame = Frame(self.side)
+        if self.stored_size is None:
+            return loading.shown(content, frame, channels=self.channels)
+        stored = torch.from_numpy(decode.pixels(content, channels=self.channels, image_size=self.stored_size).copy())
+        shown = frame.show(stored.permute(2, 0, 1)[None], None)
         return shown[0].permute(1, 2, 0).numpy()
 
     def inputs(self, pixels: np.ndarray) -> torch.Tensor:

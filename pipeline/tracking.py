@@ -42,8 +42,9 @@ ENVIRONMENT = {  # before MLflow is imported
 class Run:
     """A run in MLflow; without a client, or once something has failed, a silent stand-in."""
 
-    def __init__(self, client: Any = None, run_id: str = "") -> None:
+    def __init__(self, client: Any = None, run_id: str = "", ended: int | None = None) -> None:
         self._client, self._id = client, run_id
+        self._ended = ended  # milliseconds, of a run that had finished: what is added to it later is no part of its duration
         self._logged: set[int] = set()  # images seen at the epochs that it has
         self._lock = threading.Lock()
         self._try(self._resume)
@@ -82,7 +83,7 @@ class Run:
 
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
-        self._try(lambda client: client.set_terminated(self._id, status=status))
+        self._try(lambda client: client.set_terminated(self._id, status=status, end_time=self._ended))
 
     def _resume(self, client: Any) -> None:
         logged = client.get_metric_history(self._id, _in_section("val_loss"))
@@ -164,8 +165,9 @@ def _open(tracking: Tracking, tags: dict[str, str], name: str, params: dict[str,
         if found is None:
             found = client.create_run(experiment, run_name=name, tags={**tags, "mlflow.source.git.commit": _git_commit()})
             client.log_batch(found.info.run_id, params=_params(params))
+        ended = found.info.end_time if found.info.status == "FINISHED" else None
         client.update_run(found.info.run_id, status="RUNNING")
-        return Run(client, found.info.run_id)
+        return Run(client, found.info.run_id, ended)
     except Exception as error:
         logger.warning("tracking failed (%s); going on without it", _one_line(error))
         return Run()

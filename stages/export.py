@@ -1,6 +1,7 @@
 """Take a trained network elsewhere, no stage: python -m stages.export MODEL FORMAT OUT.
 
 mlflow: a folder for `mlflow models serve --env-manager local --model-uri OUT`. torch: a file for `torch.export.load(OUT)`.
+onnx: a file for ONNX Runtime. The last two take pixels, uint8 of shape (B, H, W, C), and give probabilities (B, classes).
 """
 
 import argparse

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipeline import config, files, tracking
-from pipeline.config import UserError
+from pipeline.config import Experiment, UserError
 from pipeline.data import loading, prepared
 from pipeline.metrics import Answers
 from pipeline.report import augmentation, page, tables
@@ -34,7 +34,7 @@ def main() -> None:
     pictures = loading.pictures(common.PREPARED / "train.arrow", channels=card["channels"])
     source = loading.open_source(pictures, torch.device("cpu"))
     sheet = augmentation.sheet(source, card, recipe, seed=experiment.seeds[0])
-    files.write(common.REPORT / "index.html", page.render(results, card, sheet, _text(common.SEARCH / "section.html")))
+    files.write(common.REPORT / "index.html", _page(results, card, sheet, experiment))
 
     tracking.mark(track, [result.config["espalier"]["identity"] for result in results], tag="in_report")
     tracking.register(track, tables.best(results).config["espalier"]["identity"], alias="best")
@@ -42,6 +42,11 @@ def main() -> None:
         spread = "one seed" if row["test_accuracy_spread"] is None else f"± {row['test_accuracy_spread']:.4f}"
         print(f"{row['network']:28} test accuracy {row['test_accuracy']:.4f} ({spread})")
     print(f"see {common.REPORT / 'index.html'}")
+
+
+def _page(results: list[Result], card: dict[str, Any], sheet: Any, experiment: Experiment) -> str:
+    search = _text(common.SEARCH / "section.html")
+    return page.render(results, card, sheet, search, experiment.published)
 
 
 def _result(kind: str, name: str, seed: int, classes: list[str]) -> Result:

@@ -63,8 +63,13 @@ def train(
         save_model(folder, model)
         tracked.artifacts(folder, "model")
     results = common.place(common.RESULTS, kind, name, seed)
-    files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE if key in row} for row in trained.history])
+    files.write_csv(results / "curve.csv", [_of_curve(row) for row in trained.history])
     files.write_json(results / "training.json", summary)
+
+
+def _of_curve(row: dict[str, Any]) -> dict[str, Any]:
+    alike = {key: value for key, value in row.items() if key.startswith("guidance_cka_")}
+    return {**{key: row[key] for key in CURVE if key in row}, **alike}
 
 
 def _fit(run: Run, cluster: Cluster, tracked: tracking.Run) -> Trained:

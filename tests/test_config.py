@@ -56,6 +56,16 @@ def test_the_committed_params_are_valid():
             "unknown key 'training.student.augmentation.randaugment.magnitud'; did you mean 'magnitude'?",
         ),
         ("experiment.teacher", "resnt", "experiment.teacher names 'resnt', which is not in teachers; known: resnet"),
+        (
+            "experiment.published",
+            [{"source": "x", "differs": "y", "accuracy": {"svhn": {"unguided/vti": 93.0}}}],
+            "experiment.published.0.accuracy.svhn names 'unguided/vti', which is no network here; known: teacher/resnet",
+        ),
+        (
+            "experiment.published",
+            [{"source": "x", "difers": "y", "accuracy": {}}],
+            "unknown key 'experiment.published.0.difers'; did you mean 'differs'?",
+        ),
         ("experiment.seeds", [1, 1], "experiment.seeds holds an entry twice: [1, 1]"),
         ("experiment.seeds", [], "experiment.seeds is []: list should have at least 1 item after validation, not 0"),
         ("data.source", "cifra", "data.source is 'cifra': input should be 'digits', 'image_folder', 'parquet'"),

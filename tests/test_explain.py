@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import nn
 
-from pipeline import models, networks
-from pipeline.explain import attention, corruption, insight, saliency, similarity
+from pipeline import models, networks, similarity
+from pipeline.explain import attention, corruption, cost, insight, saliency
 from pipeline.models.attention import Attention, Locality
 from tests.conftest import RESNET, SL_VIT, job
 from tests.test_models import NETWORKS, TINY
@@ -180,3 +180,25 @@ def test_a_fresh_temperature_is_the_plain_one():
         made = job(settings)
         found = insight.temperatures(models.build(settings.model, made.config["model_args"]))
         assert len(found) == layers and np.allclose(found, 1)
+
+
+def test_activations_by_hand():
+    """Flattened pixels are kept for the first linear map, and what the ReLU lets through, once, for itself and the second."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3))
+    assert cost.activation_bytes(network, (2, 2, 3)) == 4 * (12 + 20)
+
+
+@pytest.mark.parametrize("name", ["sl_vit", "cait", "swin", "resnet_cifar"])
+def test_activations_grow_with_the_pictures_alone(name):
+    network = built(name)
+    each = cost.activation_bytes(network, (32, 32, 3))
+    assert cost._kept_bytes(network, 9, (32, 32, 3)) == cost._kept_bytes(network, 2, (32, 32, 3)) + 7 * each > 0
+
+
+@pytest.mark.gpu
+def test_peak_memory_holds_the_weights_and_is_of_this_network_alone():
+    network = built("sl_vit").cuda()
+    first = cost.of(network, (32, 32, 3))["inference_peak_bytes"]
+    others = torch.zeros(10**7, device="cuda")
+    assert first == cost.peak_bytes(network, (32, 32, 3)) > 4 * cost.of(network, (32, 32, 3))["parameters"]
+    assert len(others)

@@ -15,11 +15,13 @@ from PIL import Image
 import pipeline.registry  # noqa: F401
 from pipeline import models, prediction
 from pipeline.config import UserError
-from pipeline.data import decode
+from pipeline.data import batches, decode, loading, prepared, sources
 from pipeline.data.augment.geometry import Frame
+from pipeline.data.prepare import prepare
 from pipeline.training.checkpoint import Model, load_model, save_model
 from stages import predict
-from tests.conftest import CLASSES, job
+from tests import layouts
+from tests.conftest import CLASSES, job, teacher
 
 CPU = torch.device("cpu")
 
@@ -79,6 +81,27 @@ def test_what_cannot_be_read_is_told_and_the_rest_goes_on(model, photos):
     found, told = predicted(model, paths)
     assert [each.picture for each in found] == [str(paths[0]), str(paths[3])]
     assert told == [("broken.jpg", "not a picture"), ("gone.png", "No such file or directory")]
+
+
+@pytest.mark.parametrize(("stored", "side"), [(8, 8), (8, 12), (None, 8)])
+def test_a_file_is_seen_as_evaluate_sees_it(stored, side, tmp_path):
+    """In every pixel: of photographs of odd sizes, kept at their network's size, at another, or as they are."""
+    rng = np.random.default_rng(0)
+    for index, (height, width) in enumerate(rng.integers(9, 40, (24, 2))):
+        file = tmp_path / f"raw/{index % 2}/{index}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8)).save(file, quality=95)
+    settings, split = layouts.data(tmp_path / "raw", image_size=stored), tmp_path / "prepared/test.arrow"
+    prepare(sources.read(settings), settings, tmp_path / "prepared")
+    source = loading.open_source(loading.pictures(split, channels=3), CPU)
+    evaluated = np.concatenate([images.numpy() for images, _ in batches.evaluation(source, side=side, batch_size=2)])
+
+    trained = teacher()
+    preprocessing = {**trained.config["pretrained_cfg"], "input_size": [3, side, side]}
+    config = {**trained.config, "pretrained_cfg": preprocessing, "espalier": {"stored_size": stored}}
+    predictor = prediction.Predictor(Model(config, trained.weights), CPU)
+    files = [tmp_path / "raw" / name for name in prepared.read_split(split).names]
+    assert np.array_equal(np.stack([predictor.pixels(file.read_bytes()) for file in files]), evaluated)
 
 
 def test_pictures_go_through_the_stored_size(model, photos):

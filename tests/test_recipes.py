@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import config, distributed, models
 from pipeline.config import Settings
+from pipeline.report import tables
 from pipeline.training.checkpoint import Model, model_config
 from pipeline.training.loop import Job, Pictures
 from tests.conftest import cluster
@@ -63,5 +64,14 @@ def test_every_guidance_of_a_recipe_takes_two_steps(path, tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=str)
 def test_a_recipe_says_what_it_reproduces_what_it_costs_and_how_it_differs(path):
-    head = path.read_text().split("\ndata:")[0]
-    assert all(word in head for word in ("Theirs, ", "Cost: ", "Differs from theirs: "))
+    head, published = path.read_text().split("\ndata:")[0], config.load("experiment", path=path)[0].published
+    assert "Cost: " in head
+    assert published or all(word in head for word in ("Theirs, ", "Differs from theirs: "))
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if "published:" in path.read_text()], ids=str)
+def test_a_papers_numbers_are_of_networks_that_the_recipe_trains_on_its_pictures(path):
+    data, experiment = config.load("data", "experiment", path=path)
+    trained = {"/".join(network) for network in tables.networks(experiment)}
+    for paper in experiment.published:
+        assert paper.on(data.source) and all(accuracies.keys() <= trained for accuracies in paper.accuracy.values())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline import files
-from pipeline.config import Augmentation, Experiment, UserError
+from pipeline.config import Augmentation, Experiment, Published, UserError
 from pipeline.data import loading
 from pipeline.metrics import Answers
 from pipeline.report import augmentation, explanations, figures, model_card, page, tables
@@ -47,7 +47,7 @@ def result(kind: str, name: str, seed: int, correct: int, seconds: float) -> Res
     accuracy = correct / 10
     test = {"accuracy": accuracy, "balanced_accuracy": accuracy, "loss": 1.0, "calibration_error": 0.1, "top5_accuracy": 1.0}
     test |= {"blockness": 0.4, "moved_blockness": 0.1} if kind != "teacher" else {}
-    cost = {"parameters": 2_756_744, "macs": 189_522_816, "inference_images_per_second": 10.0}
+    cost = {"parameters": 2_756_744, "macs": 189_522_816, "activation_bytes": 3_000_000, "inference_images_per_second": 10.0}
     training = {
         "val_accuracy": 0.5,
         "train_seconds": seconds,
@@ -58,6 +58,9 @@ def result(kind: str, name: str, seed: int, correct: int, seconds: float) -> Res
     about = {"network": {"model": "vit"}, "training": {"result": "last"}, "guidance": None}
     about |= {"identity": "i", "versions": {"torch": "2"}}
     curve = [{"epoch": float(e), "images_seen": 8.0 * e, "val_accuracy": 0.4 * e, "val_loss": 1.0 / e} for e in (1, 2)]
+    if kind == "guided":
+        alike = {"guidance_cka_1": 0.5 + 0.1 * seed, "guidance_cka_2": -0.1}
+        curve = [{**row, **alike, "beta": 2.0 - row["epoch"]} for row in curve]
     labels = np.arange(10) % 2
     told = Answers(labels, np.where(np.arange(10) < correct, labels, 1 - labels), np.linspace(0.5, 1, 10))
     kinds = (("none", 0), ("blur", 1), ("blur", 2))
@@ -122,7 +125,7 @@ def test_the_page_is_whole_and_escapes_what_it_is_given():
     text = page.render(RESULTS, CARD, sheet())
     assert HOSTILE not in text and "&lt;script&gt;" in text
     assert (
-        text.count("<svg") == 2 + 3 + 1 + 1 + 3 + 1
+        text.count("<svg") == 2 + 3 + 1 + 1 + 3 + 1 + 1
         and "2.8 M" in text
         and "189.5 M" in text
         and "± 14.1" in text
@@ -143,6 +146,21 @@ def test_the_page_tells_what_the_data_card_tells():
         "<b>Warning:</b> the same picture is in several splits, 1 times",
     ):
         assert told in text
+
+
+def test_a_papers_numbers_stand_beside_ours_where_it_has_any_on_these_pictures():
+    numbers = {"unguided/vit": 93.58, "unguided/another": 12.34}
+    here = Published(
+        source="Lee & al., table 2",
+        differs="fewer pictures",
+        accuracy={"image_folder": numbers, "svhn": {"teacher/resnet": 97.73}},
+    )
+    text = page.render(RESULTS, CARD, sheet(), papers=[here])
+    row = re.search(r"<tr><td>unguided/vit</td><td>Lee &amp; al., table 2</td>.*</tr>", text)
+    assert row and all(told in row[0] for told in ("93.58", "70.00", "39.7 to 89.2"))
+    assert "How this recipe differs: fewer pictures." in text and "97.73" not in text and "12.34" not in text
+    elsewhere = here.model_copy(update={"accuracy": {"svhn": numbers}})
+    assert page.render(RESULTS, CARD, sheet(), papers=[elsewhere]) == page.render(RESULTS, CARD, sheet())
 
 
 def test_equal_results_make_an_equal_page():
@@ -166,6 +184,19 @@ def test_a_network_keeps_its_colour_in_every_figure():
     drawn = figures.profiles(lines, x="layer", y="y").get_axes()[0].get_lines()
     curves = figures.learning_curves({name: [[(1, 0.1), (2, 0.2)]] for name in lines}, x="x", y="y").get_axes()[0].get_lines()
     assert [line.get_color() for line in drawn] == [line.get_color() for line in curves][1:]
+
+
+def test_likeness_by_epoch_is_of_guided_students_with_a_dot_where_guidance_ended():
+    groups = tables.by_network(RESULTS)
+    panels = explanations.likeness_by_epoch(groups)
+    assert panels["guided layer 1"] == {"guided/vit-early": [(1.0, pytest.approx(0.55)), (2.0, pytest.approx(0.55))]}
+    assert list(panels) == ["guided layer 1", "guided layer 2"]
+    assert explanations.likeness_by_epoch({"unguided/vit": groups["unguided/vit"]}) == {}
+    end = explanations.last_guided_epoch(groups["guided/vit-early"][0].curve)
+    drawn = figures.courses(panels, {"guided/vit-early": end}, networks=list(groups), x="x", y="y").get_axes()[0].get_lines()
+    assert end == 1 and drawn[1].get_xydata().tolist() == [[1.0, pytest.approx(0.55)]]
+    assert drawn[0].get_color() == figures.COLOURS[2] == drawn[1].get_color()
+    assert explanations.last_guided_epoch([{"epoch": 1.0, "beta": 2.5}, {"epoch": 2.0, "beta": 2.5}]) is None
 
 
 def test_a_map_is_drawn_from_its_least_to_its_most():

@@ -58,6 +58,21 @@ def test_an_interrupted_run_goes_on_as_the_same_run_with_every_epoch_once(tmp_pa
     assert {**TAGS, "identity": "a"}.items() <= run.data.tags.items() and run.data.tags["mlflow.source.git.commit"]
 
 
+def test_a_run_lasts_as_long_as_its_training_whatever_is_added_later(tmp_path):
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path):
+        raise KeyboardInterrupt
+    killed = runs(tmp_path)[0].info.end_time
+    time.sleep(0.01)
+    with opened(tmp_path) as run:
+        run.epoch(row(1))
+    finished = runs(tmp_path)[0].info.end_time
+    time.sleep(0.01)
+    with opened(tmp_path) as run:
+        run.facts({"test_accuracy": 0.5})
+    (run,) = runs(tmp_path)
+    assert killed < finished == run.info.end_time and run.info.status == "FINISHED" and run.data.metrics["test/accuracy"] == 0.5
+
+
 def test_an_interruption_in_the_middle_of_a_call_lets_it_end(tmp_path, caplog):
     def interrupted(client):
         os.kill(os.getpid(), signal.SIGINT)

@@ -116,10 +116,15 @@ class Encoded:
             yield _planes(torch.from_numpy(np.stack(pixels)).to(self.labels.device))
 
     def _show(self, row: int, frame: Frame, chances: np.ndarray | None) -> np.ndarray:
-        image, _ = decode.decode(self.read(row))
-        ((top, left, height, width),) = frame.boxes(np.array([image.height]), np.array([image.width]), chances).tolist()
-        part = image.crop((left, top, left + width, top + height))
-        return decode.to_array(part.resize((frame.side, frame.side), Image.Resampling.BICUBIC), channels=self.channels)
+        return shown(self.read(row), frame, chances, channels=self.channels)
+
+
+def shown(content: bytes, frame: Frame, chances: np.ndarray | None = None, *, channels: int) -> np.ndarray:
+    """(side, side, channels) uint8 of a picture file that was not resized before. Raises decode.Unreadable."""
+    image, _ = decode.decode(content)
+    ((top, left, height, width),) = frame.boxes(np.array([image.height]), np.array([image.width]), chances).tolist()
+    part = image.crop((left, top, left + width, top + height))
+    return decode.to_array(part.resize((frame.side, frame.side), Image.Resampling.BICUBIC), channels=channels)
 
 
 def _ahead(

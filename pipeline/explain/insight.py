@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from pipeline.explain import attention, saliency, similarity
+from pipeline import similarity
+from pipeline.explain import attention, saliency
 from pipeline.models.attention import Tempered
 
 SAMPLE = 128  # pictures that the numbers are taken over
 SHOWN = 6  # of them that are drawn
 BATCH = 32
-LARGEST_MAP = 8  # rows and columns of features that are compared; larger maps are averaged down
 
 
 def choose(labels: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:
@@ -44,7 +43,7 @@ def of(network: Any, images: Tensor, labels: Tensor, *, patch: int) -> dict[str,
         **_attention(weights, grids, height=images.shape[2]),
         "blockness": _blockness(network, images, labels, side),
         "temperature": temperatures(network),
-        "gram": np.stack([similarity.gram(_small(each).cpu().numpy()) for each in maps]),
+        "gram": np.stack([similarity.gram_of_maps(each) for each in maps]),
     }
     return {name: array for name, array in found.items() if array is not None and array.size}
 
@@ -62,10 +61,6 @@ def _maps(network: Any, images: Tensor) -> list[Tensor]:
     with torch.no_grad():
         parts = [network.forward_intermediates(batch, indices=layers)[1] for batch in images.split(BATCH)]
     return [torch.cat(each) for each in zip(*parts, strict=True)]
-
-
-def _small(maps: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(maps, (min(LARGEST_MAP, maps.shape[2]), min(LARGEST_MAP, maps.shape[3])))
 
 
 def _saliency(network: Any, images: Tensor, classes: Tensor) -> dict[str, np.ndarray | None]:

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.explain import similarity
+from pipeline import similarity
 from pipeline.metrics import Answers
 from pipeline.report import figures
+from pipeline.report.tables import Result
 
 Insight = Mapping[str, np.ndarray]
+Point = tuple[float, float]
+ALIKE = "guidance_cka_"  # and the number of the guided layer, in a curve
 MOST_HEADS = 4  # that are drawn of a single network
 
 
@@ -71,6 +74,30 @@ def likeness(insights: Mapping[str, Insight], teacher: str) -> dict[str, np.ndar
         for network, insight in insights.items()
         if network != teacher
     }
+
+
+def likeness_by_epoch(groups: Mapping[str, Sequence[Result]]) -> dict[str, dict[str, list[Point]]]:
+    """By guided layer, then by network: CKA with the teacher after every epoch, the mean over seeds; empty without any."""
+    guided = {network: results for network, results in groups.items() if ALIKE + "1" in results[0].curve[0]}
+    layers = max((sum(key.startswith(ALIKE) for key in results[0].curve[0]) for results in guided.values()), default=0)
+    return {
+        f"guided layer {layer}": {
+            network: [_mean_point(rows, f"{ALIKE}{layer}") for rows in zip(*(result.curve for result in results), strict=False)]
+            for network, results in guided.items()
+            if f"{ALIKE}{layer}" in results[0].curve[0]
+        }
+        for layer in range(1, layers + 1)
+    }
+
+
+def last_guided_epoch(curve: Sequence[Mapping[str, float]]) -> float | None:
+    """Where guidance ended before the training did; None where it did not."""
+    guided = [row["epoch"] for row in curve if row["beta"]]
+    return guided[-1] if guided and guided[-1] < curve[-1]["epoch"] else None
+
+
+def _mean_point(rows: Sequence[Mapping[str, float]], key: str) -> Point:
+    return rows[0]["epoch"], float(np.mean([row[key] for row in rows]))
 
 
 def _side_by_side(

@@ -81,6 +81,34 @@ def profiles(lines: Mapping[str, Sequence[float]], *, x: str, y: str, reference:
     return figure
 
 
+def courses(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    ends: Mapping[str, float | None],
+    *,
+    networks: Sequence[str],
+    x: str,
+    y: str,
+) -> Figure:
+    """A panel beside the other, each with lines of (x, y) by network, of the colours of `learning_curves`.
+
+    networks: all that there are, in their order. ends: where on a network's lines a dot stands.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11.4, 3.4), layout="constrained")
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, lines) in zip(grid, panels.items(), strict=True):
+            for network, points in lines.items():
+                colour, line = COLOURS[networks.index(network) % len(COLOURS)], np.array(points)
+                axes.plot(*line.T, color=colour, linewidth=1.6, label=network)
+                axes.plot(*line[line[:, 0] == ends.get(network)].T, "o", color=colour)
+            axes.set_title(title, fontsize=9)
+            axes.set_xlabel(x)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0].set_ylabel(y)
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
 def reliability(bins: Mapping[str, np.ndarray]) -> Figure:
     """One panel per network: how often it was right against how sure it was, and below how often it was so sure.
 

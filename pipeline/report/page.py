@@ -10,15 +10,22 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from pipeline.config import Published
 from pipeline.report import evidence, explanations, figures, tables
 from pipeline.report.evidence import Pair
 from pipeline.report.tables import Result
 
 
-def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figures.Figure, search: str = "") -> str:
+def render(
+    results: Sequence[Result],
+    card: dict[str, Any],
+    contact_sheet: figures.Figure,
+    search: str = "",
+    papers: Sequence[Published] = (),
+) -> str:
     """The page for these results, all over the same prepared data; the sheet shows what students were trained on.
 
-    search: the section on the search for settings, as HTML.
+    search: the section on the search for settings, as HTML. papers: whose own numbers stand beside ours.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     environment.filters |= FILTERS
@@ -28,6 +35,8 @@ def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figur
         rows=rows,
         answer=evidence.answer(rows, compared),
         pairs=compared,
+        published=tables.beside_published(rows, papers, card["source"]),
+        papers=papers,
         level=tables.common_level(results),
         weights=" or ".join(sorted({tables.weights(result.config) for result in results})),
         sort=Markup((Path(__file__).parent / "sort.js").read_text()),
@@ -43,6 +52,7 @@ def render(results: Sequence[Result], card: dict[str, Any], contact_sheet: figur
         per_class=_by_class(results, card["classes"]),
         corrupted=_corrupted(results),
         corrupted_pictures=results[0].corrupted[0]["pictures"],
+        alike=_alike(groups),
         explained=_explained({network: group[0] for network, group in groups.items()}, card["classes"]),
         contact_sheet=Markup(figures.svg(contact_sheet)),
         search=Markup(search),
@@ -118,6 +128,16 @@ def _explained(results: dict[str, Result], classes: list[str]) -> dict[str, Any]
         "likeness": likeness
         and Markup(figures.svg(figures.table_of_shades(likeness, x=f"layer of {teacher}", y="layer of the student"))),
     }
+
+
+def _alike(groups: dict[str, list[Result]]) -> Markup | None:
+    """Likeness to the teacher by epoch, of the guided students; None where there are none."""
+    panels = explanations.likeness_by_epoch(groups)
+    if not panels:
+        return None
+    ends = {network: explanations.last_guided_epoch(groups[network][0].curve) for lines in panels.values() for network in lines}
+    drawn = figures.courses(panels, ends, networks=list(groups), x="epoch", y="CKA with the teacher")
+    return Markup(figures.svg(drawn))
 
 
 def _profile(lines: dict[str, list[float]], label: str, *, reference: float | None = None) -> Markup | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import metrics
-from pipeline.config import Experiment
+from pipeline.config import Experiment, Published
 from pipeline.metrics import Answers
 
 
@@ -105,6 +105,8 @@ def _row(network: str, group: list[Result], groups: dict[str, list[Result]], lev
         "val_accuracy": _mean(group, "training", "val_accuracy"),
         "parameters": group[0].test["parameters"],
         "macs": group[0].test["macs"],
+        "activation_bytes": group[0].test["activation_bytes"],
+        "inference_peak_bytes": _mean_if_any(group, "inference_peak_bytes"),
         "train_seconds": _mean(group, "training", "train_seconds"),
         "seconds_to_common_level": metrics.mean_and_spread([_seconds_to(level, result) for result in group])[0],
         "train_images_per_second": _mean(group, "training", "train_images_per_second"),
@@ -135,6 +137,16 @@ def _extra_cost(group: list[Result], groups: dict[str, list[Result]]) -> float |
     alone = groups.get(f"unguided/{group[0].name.split('-')[0]}")
     key = "typical_train_seconds"
     return _mean(group, "training", key) / _mean(alone, "training", key) - 1 if alone else None
+
+
+def beside_published(rows: Sequence[dict[str, Any]], papers: Sequence[Published], source: str) -> list[dict[str, Any]]:
+    """The rows of the comparison whose accuracy on this source of pictures a paper gives, one per network and paper."""
+    return [
+        {"paper": paper.source, "published_accuracy": paper.on(source)[row["network"]] / 100, **row}
+        for row in rows
+        for paper in papers
+        if row["network"] in paper.on(source)
+    ]
 
 
 def curves(results: Sequence[Result]) -> list[dict[str, Any]]:

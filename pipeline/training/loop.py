@@ -26,7 +26,7 @@ from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import Frame
 from pipeline.data.features import Features, shown
 from pipeline.data.loading import Pictures, Source
-from pipeline.training import engine, guidance, optim, selection
+from pipeline.training import engine, guidance, likeness, optim, selection
 from pipeline.training.checkpoint import Damaged, Model, State
 
 logger = logging.getLogger(__name__)
@@ -86,12 +86,13 @@ def train(job: Job, reporter: Reporter, *, residence: str = "auto") -> State:
     data = [loading.open_source(pictures, reporter.device, residence=residence) for pictures in splits]
     state = _continued(job, reporter, data[0])
     logger.info("the pictures are %s", " and ".join(source.name for source in data))
+    alike = _likeness(job, state, data, reporter)
     objective = lessons = None
     while len(state.history) != job.until and not selection.is_over(state.history, job.training):
         if lessons != (now := _lessons(job, state.history)):  # when all have ended, the teacher is let go
             objective, lessons = _objective(job, state, reporter, now), now
         assert objective
-        row = _epoch(job, state, objective, data, reporter)
+        row = _epoch(job, state, objective, data, reporter) | (alike.of(state.network) if alike else {})
         state.history.append(row)
         averaged = "ema" in job.training.result
         if "best" in job.training.result and selection.is_best(state.history, ema=averaged):
@@ -180,6 +181,17 @@ def _objective(job: Job, state: State, reporter: Reporter, lessons: Lessons) -> 
         label_smoothing=job.training.label_smoothing,
         precision=engine.precision_of(job.training.precision, reporter.device),
     )
+
+
+def _likeness(job: Job, state: State, data: Sequence[Source], reporter: Reporter) -> likeness.Likeness | None:
+    """What measures after each epoch how like the teacher's the student's maps are; None where they are not guided."""
+    if not (job.guidance and job.teacher and guidance.guided_epochs(job.guidance, job.training.epochs)):
+        return None
+    if job.validation is None or len(job.validation.labels) < likeness.FEWEST_PICTURES:
+        return None
+    teacher = guidance.Teacher(job.teacher.network(), job.teacher.image_shape[:2], job.guidance.teacher_layers)
+    layers, pictures = guidance.layers_of(state.network, job.guidance), likeness.pictures(data[1], side=job.image_shape[0])
+    return likeness.Likeness(teacher.to(reporter.device), layers, pictures, _pixels(job, reporter.device))
 
 
 def _colours(job: Job, device: torch.device) -> Colours:

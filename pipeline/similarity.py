@@ -4,6 +4,16 @@ A network leaves the products of its features on these pictures, from which any 
 """
 
 import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+LARGEST_MAP = 8  # rows and columns of features that are compared; larger maps are averaged down
+
+
+def gram_of_maps(maps: Tensor) -> np.ndarray:
+    """The `gram` of a layer's output (N, C, h, w)."""
+    size = min(LARGEST_MAP, maps.shape[2]), min(LARGEST_MAP, maps.shape[3])
+    return gram(F.adaptive_avg_pool2d(maps, size).float().cpu().numpy())
 
 
 def gram(features: np.ndarray) -> np.ndarray:
