@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from pipeline import files, scheduling
+from pipeline import checkpoints, files, preflight, scheduling
 from pipeline.checkpoints import Checkpoints
 from pipeline.config import Cluster, UserError
 from pipeline.together import in_thread
@@ -66,7 +66,7 @@ def fit(job: Job, cluster: Cluster, *, identity: str, listener: Listener) -> Tra
     with alone(scratch):
         if (scratch / "finished").is_dir():
             return _read(scratch / "finished")
-        place = f"{cluster.checkpoints or scratch.parent}/{identity}/checkpoints"
+        place = checkpoints.inside(cluster.checkpoints or cluster.scratch, identity, "checkpoints")
         trained = (_in_process if cluster.num_workers == 0 else _on_ray)(job, cluster, place, listener)
         _write(scratch / "finished", trained)
         Checkpoints(place).delete()
@@ -242,6 +242,7 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
         nodes = nodes_of_ray()
         each = scheduling.worker(cluster, nodes, alone=ours_alone)
         listener.note(scheduling.choice(cluster, nodes, each))
+        _refuse_a_place_that_is_not_shared(cluster, each)
         trainer = _trainer(config, cluster, each, unused)
         running = in_thread(trainer.fit)  # in the main thread, Ray would take SIGINT, and exit with 0
         while not running.done():
@@ -290,6 +291,19 @@ def nodes_of_ray() -> list[scheduling.Resources]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _refuse_a_place_that_is_not_shared(cluster: Cluster, each: scheduling.Resources) -> None:
+    """Where a worker may come onto one of several nodes, these must share the place of the checkpoints."""
+    import ray
+
+    able = tuple(
+        preflight.Node(node["NodeID"], node["NodeManagerHostname"])
+        for node in ray.nodes()
+        if node["Alive"] and scheduling.workers_with_room([node["Resources"]], each)
+    )
+    if len(able) > 1:
+        preflight.refuse_a_place_that_is_not_shared(checkpoints.inside(cluster.checkpoints or cluster.scratch), able)
 
 
 def _trainer(config: dict[str, Any], cluster: Cluster, each: scheduling.Resources, folder: str) -> Any:
