@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from pipeline import checkpoints, files, preflight, scheduling
 from pipeline.checkpoints import Checkpoints
 from pipeline.config import Cluster, UserError
-from pipeline.together import in_thread
+from pipeline.together import InThread
 
 if TYPE_CHECKING:
     import torch
@@ -244,7 +244,7 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
         listener.note(scheduling.choice(cluster, nodes, each))
         _refuse_a_place_that_is_not_shared(cluster, each)
         trainer = _trainer(config, cluster, each, unused)
-        running = in_thread(trainer.fit)  # in the main thread, Ray would take SIGINT, and exit with 0
+        running = InThread(trainer.fit)  # in the main thread, Ray would take SIGINT, and exit with 0
         while not running.done():
             _pass_on(events, listener, seconds=0.2)
         _pass_on(events, listener, seconds=0)

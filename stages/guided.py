@@ -13,16 +13,16 @@ def main() -> None:
     parser.add_argument("guidance")
     parser.add_argument("seed", type=int)
     args = parser.parse_args()
-    train(args.student, args.guidance, args.seed)
+    training.train(plan(args.student, args.guidance, args.seed))
 
 
-def train(student: str, guidance: str, seed: int) -> None:
-    """Train it under the teacher of the same seed, and write its outs."""
+def plan(student: str, guidance: str, seed: int) -> training.Plan:
+    """The student under the teacher of the same seed."""
     experiment, network, settings, recipe, cluster, track = config.load(
         "experiment", f"students.{student}", f"guidance.{guidance}", "training.student", "cluster", "tracking"
     )
     teacher = load_model(common.place(common.MODELS, "teacher", experiment.teacher, seed), made_by="teacher")
-    training.train(
+    return training.plan(
         "guided",
         f"{student}-{guidance}",
         seed,

@@ -1,6 +1,8 @@
 """What the stages teacher, unguided and guided share: train one network and write its outs."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -11,8 +13,6 @@ from pipeline.runs import Run
 from pipeline.training import selection
 from pipeline.training.checkpoint import Model, save_model
 from stages import common
-
-OUTS = (common.MODELS, common.RESULTS)
 
 CURVE = (
     "epoch",
@@ -29,7 +29,26 @@ CURVE = (
 )
 
 
-def train(
+@dataclass(frozen=True)
+class Plan:
+    """A run, where it is trained and where it is recorded."""
+
+    run: Run
+    cluster: Cluster
+    track: Tracking
+
+    def is_done(self) -> bool:
+        """Whether all outs of this very run are there. DVC removes them before it runs a stage: this is for train_all."""
+        folder, results = _places(self.run)
+        try:
+            made = json.loads((folder / "config.json").read_text())["espalier"]["identity"]
+        except (OSError, ValueError, KeyError):
+            return False
+        parts = (folder / "model.safetensors", results / "curve.csv", results / "training.json")
+        return bool(made == self.run.identity) and all(part.is_file() for part in parts)
+
+
+def plan(
     kind: str,
     name: str,
     seed: int,
@@ -40,14 +59,20 @@ def train(
     track: Tracking,
     guidance: Guidance | None = None,
     teacher: Model | None = None,
-) -> None:
+) -> Plan:
+    """What is to be trained under this name, on the prepared data."""
+    data = runs.data(common.PREPARED)
+    return Plan(runs.of(kind, name, seed, network, training, data=data, guidance=guidance, teacher=teacher), cluster, track)
+
+
+def train(plan: Plan) -> None:
     """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
-    run = runs.of(kind, name, seed, network, training, data=runs.data(common.PREPARED), guidance=guidance, teacher=teacher)
-    if _is_there(run):
+    run = plan.run
+    if plan.is_done():
         print(f"{run.label} is up to date")
         return
     with (
-        tracking.run(track, identity=run.identity, name=run.label, tags=run.tags, params=run.settings) as tracked,
+        tracking.run(plan.track, identity=run.identity, name=run.label, tags=run.tags, params=run.settings) as tracked,
         progress(run.label, epochs=run.job.training.epochs, images=run.images) as shown,
     ):
 
@@ -56,26 +81,20 @@ def train(
             tracked.epoch(row)
 
         listener = distributed.Listener(epoch=on_epoch, images=shown.images, note=shown.note)
-        trained = distributed.fit(run.job, cluster, identity=run.identity, listener=listener)
+        trained = distributed.fit(run.job, plan.cluster, identity=run.identity, listener=listener)
         for row in trained.history:
             tracked.epoch(row)
-        folder = common.place(common.MODELS, kind, name, seed)
+        folder, results = _places(run)
         save_model(folder, Model(run.job.config, trained.weights))
         tracked.artifacts(folder, "model")
-    results = common.place(common.RESULTS, kind, name, seed)
     files.write_csv(results / "curve.csv", [{key: row[key] for key in CURVE if key in row} for row in trained.history])
     files.write_json(results / "training.json", _summary(trained.history, run.job.training))
 
 
-def _is_there(run: Run) -> bool:
-    """Whether all outs of this very run are there. DVC removes them before it runs a stage: this is for train_all."""
-    folder, results = (common.place(root, *(run.about[key] for key in ("kind", "name", "seed"))) for root in OUTS)
-    try:
-        made = json.loads((folder / "config.json").read_text())["espalier"]["identity"]
-    except (OSError, ValueError, KeyError):
-        return False
-    parts = (folder / "model.safetensors", results / "curve.csv", results / "training.json")
-    return bool(made == run.identity) and all(part.is_file() for part in parts)
+def _places(run: Run) -> tuple[Path, Path]:
+    """Its folders in models/ and in results/."""
+    kind, name, seed = (run.about[key] for key in ("kind", "name", "seed"))
+    return common.place(common.MODELS, kind, name, seed), common.place(common.RESULTS, kind, name, seed)
 
 
 def _summary(history: list[dict[str, Any]], training: Training) -> dict[str, Any]:

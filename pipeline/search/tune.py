@@ -21,6 +21,7 @@ from pipeline.runs import Run
 from pipeline.search.candidates import Candidates, Drawn, Listed, Subject
 from pipeline.search.trials import OBJECTIVE, Ledger, Trial, best_first
 from pipeline.space import Search
+from pipeline.together import InThread
 from pipeline.training import selection
 
 ENVIRONMENT = {  # before Ray is imported
@@ -109,7 +110,7 @@ def _tune(
                 verbose=0,
             ),
         )
-        running = distributed.in_thread(tuner.fit)
+        running = InThread(tuner.fit)
         while not running.done():  # so that an interruption gets through
             wait([running], timeout=0.2)
         running.result()
