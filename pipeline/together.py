@@ -40,7 +40,8 @@ def together(tasks: Mapping[str, Task], *, room: Callable[[], int]) -> dict[str,
             for name in ready[: max(0, room() - len(running))]:
                 waiting.remove(name)
                 running[InThread(tasks[name].action)] = name
-            for future in wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED).done:
+            wait(running, timeout=SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+            for future in [each for each in running if each.done()]:
                 name = running.pop(future)
                 if error := future.exception():
                     failed[name] = error
