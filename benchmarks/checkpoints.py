@@ -1,7 +1,7 @@
 """Share of a training's time that checkpoints and reports take, at epochs of digits' size and of CIFAR's.
 
 Digits: the stage `unguided vit 0` of this project (`dvc repro prepare` first), with its checkpoints, MLflow in SQLite and
-progress lines. CIFAR: a ViT of 2.7 million weights on noise of 32 px; its epochs are short, and counted as 50,000 pictures.
+progress lines. CIFAR: a ViT of 1.8 million weights on noise of 32 px; its epochs are short, and counted as 50,000 pictures.
 Time is the processor's, over all threads, which other processes do not change, and by the clock, which they do. What a
 run costs once, as opening it in MLflow, is not in it (`python -m benchmarks.startup`).
 """

@@ -171,6 +171,7 @@ OWN_ENVIRONMENT = {  # for a Ray of our own: every process that does not start i
 }
 SECONDS_BETWEEN_EVENTS = 0.25
 SECONDS_BETWEEN_RESIZES = 60.0  # elastic: a training that may have more workers looks for room so often
+SECONDS_BETWEEN_LOOKS = 10.0  # whether lost nodes have left too little room
 COLLECTIVE_TIMEOUT_SECONDS = 300  # a lost worker is noticed after this at the latest
 
 
@@ -245,8 +246,10 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
         _refuse_a_place_that_is_not_shared(cluster, each)
         trainer = _trainer(config, cluster, each, unused)
         running = InThread(trainer.fit)  # in the main thread, Ray would take SIGINT, and exit with 0
+        tell_of_lack = _told_once(lambda: scheduling.lack(cluster, nodes_of_ray(), each), listener.note)
         while not running.done():
             _pass_on(events, listener, seconds=0.2)
+            tell_of_lack()
         _pass_on(events, listener, seconds=0)
         outcome = running.result().return_value
     if "mistake" in outcome:
@@ -348,6 +351,20 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     except UserError as error:  # a restart would only repeat it
         return {"mistake": str(error)}
     return {"history": state.history, "weights": save(state.weights(job.training.result))}
+
+
+def _told_once(line: Callable[[], str], note: Callable[[str], None]) -> Callable[[], None]:
+    """Looks every few seconds for a line, and notes it when it is another one than before."""
+    looked, before = time.monotonic(), ""
+
+    def look() -> None:
+        nonlocal looked, before
+        if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
+            looked, last, before = time.monotonic(), before, line()
+            if before and before != last:
+                note(before)
+
+    return look
 
 
 def _pass_on(events: Any, listener: Listener, *, seconds: float) -> None:

@@ -87,6 +87,17 @@ def test_the_choice_is_one_line():
     assert line == "1 to 2 workers with 1 CPU each (spread); Ray has 8 CPU on 2 nodes, room for 4 at once"
 
 
+@given(NODES, SHARES, st.integers(1, 6))
+def test_a_training_lacks_room_just_where_its_workers_do_not_fit(nodes, each, workers):
+    line = scheduling.lack(cluster(num_workers=workers), nodes, each)
+    assert bool(line) == (scheduling.workers_with_room(nodes, each) < workers)
+
+
+def test_a_lack_of_room_is_one_line():
+    line = scheduling.lack(cluster(num_workers=2), [{"CPU": 1.0}, {}], {"CPU": 1.0})
+    assert line == "waits for a node: Ray has 1 CPU on 2 nodes left, too little for 2 workers with 1 CPU each"
+
+
 def test_a_worker_that_no_single_node_can_hold_is_refused_in_one_line():
     with pytest.raises(UserError, match="cluster.num_workers 1 with 6 CPU each would wait for ever: Ray has 8 CPU on 2 nodes"):
         scheduling.worker(cluster(num_workers=1, cpus_per_worker=6), [CPU_NODE, CPU_NODE], alone=False)
