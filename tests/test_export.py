@@ -92,6 +92,7 @@ def test_an_onnx_program_answers_as_the_network_does(name, tmp_path):
     export.to_onnx(made, tmp_path / "network.onnx")
     session, rng = onnx_session(tmp_path / "network.onnx"), np.random.default_rng(1)
     assert session.get_modelmeta().custom_metadata_map["classes"].split("\n") == CLASSES
+    assert [session.get_inputs()[0].shape, session.get_outputs()[0].shape] == [["batch", 32, 32, 3], ["batch", 3]]
     for count in (1, 2, 5):
         pixels = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
         (found,) = session.run(None, {"pixels": pixels})
