@@ -1,4 +1,4 @@
-"""What guidance costs: a training step with it, and after it has ended, over the same step unguided.
+"""What guidance costs: a training step with it, by stored maps, and after it has ended, over the same step unguided.
 
 The steps take turns, and each ratio is the median over the turns; on a CPU, seconds are of processor time. Beside it
 stands the least that guidance must cost by its arithmetic: the teacher's forward pass, over the student's three. The last
@@ -10,6 +10,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ import torch
 
 from pipeline import config, distributed, models
 from pipeline.config import Guidance, Network, Training
+from pipeline.data.features import Features
 from pipeline.data.loading import Pictures, open_source
 from pipeline.explain import cost
 from pipeline.networks import Deit, Resnet, Vit
 from pipeline.training import engine, likeness, loop
 from pipeline.training.checkpoint import Model, model_config
+from pipeline.training.guidance import Teacher
 
 STUDENTS: dict[str, tuple[Network, int]] = {  # and the size of their pictures, pixels; the teacher sees 32 px
     "DeiT-Ti, 224 px": (Deit(model="deit", patch_size=16), 224),
@@ -39,8 +42,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print("| student | unguided, images/s | guided, ratio of time | after its end | by arithmetic | likeness, % of an epoch |")
-    print("|---|---|---|---|---|---|")
+    columns = [
+        "student",
+        "unguided, images/s",
+        "guided, ratio of time",
+        "offline",
+        "after its end",
+        "by arithmetic",
+        "likeness, % of an epoch",
+    ]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for name, (network, size) in STUDENTS.items():
         print(f"| {name} | {row(network, size, arguments, device)} |", flush=True)
 
@@ -51,22 +62,22 @@ def row(network: Network, size: int, arguments: argparse.Namespace, device: torc
     model = Model(teacher.config, models.build("resnet_cifar", teacher.config["model_args"]).state_dict())
     alone = job(network, size, arguments.batch_size)
     guided = dataclasses.replace(alone, guidance=CONSTANT, teacher=model)
+    offline = dataclasses.replace(guided, features=features(model, arguments.batch_size))
     steps = {
-        "unguided": step(alone, device, with_teacher=False),
-        "guided": step(guided, device, with_teacher=True),
-        "ended": step(guided, device, with_teacher=False),
+        "unguided": step(alone, device, guides=False),
+        "guided": step(guided, device, guides=True),
+        "offline": step(offline, device, guides=True),
+        "ended": step(guided, device, guides=False),
         "likeness": look(guided, device),
     }
     times = in_turn(steps, arguments.rounds, device)
-    ratios = [
-        statistics.median(a / b for a, b in zip(times[key], times["unguided"], strict=True))
-        for key in ("guided", "ended", "likeness")
-    ]
+    *ratios, looked = (
+        statistics.median(a / b for a, b in zip(times[key], times["unguided"], strict=True)) for key in list(steps)[1:]
+    )
     student_macs = cost.macs(models.build(network.model, alone.config["model_args"]).eval(), [size, size, 3])
     share = cost.macs(model.network(), [32, 32, 3]) / (3 * student_macs)
-    rate = arguments.batch_size / statistics.median(times["unguided"])
-    looking = 100 * ratios[2] * likeness.PICTURES / PICTURES
-    return f"{rate:.0f} | {ratios[0]:.3f} | {ratios[1]:.3f} | {1 + share:.3f} | {looking:.2f}"
+    rate, looking = arguments.batch_size / statistics.median(times["unguided"]), 100 * looked * likeness.PICTURES / PICTURES
+    return " | ".join([f"{rate:.0f}", *(f"{ratio:.3f}" for ratio in ratios), f"{1 + share:.3f}", f"{looking:.2f}"])
 
 
 def job(network: Network, size: int, batch_size: int) -> loop.Job:
@@ -80,19 +91,27 @@ def job(network: Network, size: int, batch_size: int) -> loop.Job:
     return loop.Job(model_config(network.model, arguments, card, {}), recipe, 0, pictures, pictures)
 
 
-def step(made: loop.Job, device: torch.device, *, with_teacher: bool) -> Callable[[], None]:
+def features(teacher: Model, pictures: int) -> Features:
+    """Maps of noise, of the teacher's shapes."""
+    network = Teacher(teacher.network(), teacher.image_shape[:2])
+    maps = network(torch.randn(pictures, 3, *teacher.image_shape[:2]))[1]
+    return Features((), tuple(each.half().numpy() for each in maps))
+
+
+def step(made: loop.Job, device: torch.device, *, guides: bool) -> Callable[[], None]:
     """An epoch of one step, as the loop does it."""
     keeper = distributed.Keeper("unused", seconds=float("inf"))
     reporter = distributed.LocalReporter(keeper, device, distributed.Listener())
     source = open_source(made.train, device)
     state = loop._fresh(made, device, source)
-    objective = loop._objective(made, state, reporter, loop.Lessons(maps=with_teacher, answers=False))
+    objective = loop._objective(made, state, reporter, loop.Lessons(maps=guides, answers=False))
     batch = list(loop._batches(made, source, reporter, epoch=0))
 
     def run() -> None:
-        beta = (lambda _: 2.5) if with_teacher else (lambda _: 0.0)
+        beta = (lambda _: 2.5) if guides else (lambda _: 0.0)
         rate = {"first_step": 0, "learning_rate": lambda _: 1e-3, "seed": 0}
-        engine.train_epoch(objective, batch, loop._update(made, state), beta=beta, **rate)
+        stored = loop._stored(made, made.features, reporter, epoch=0) if guides and made.features else repeat(())
+        engine.train_epoch(objective, batch, loop._update(made, state), beta=beta, stored=stored, **rate)
 
     return run
 

@@ -1,18 +1,30 @@
 """Where the checkpoints of a run lie: in a folder, or in an object store that a URI names (s3://bucket/folder)."""
 
+import copy
 import logging
 import platform
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 from pyarrow import fs
 
+from pipeline import files
 from pipeline.config import UserError
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2
+MARKER = b"espalier"
+
+
+def inside(place: str, *names: str) -> str:
+    """The place below another one; the options of a URI stay at its end."""
+    if "://" not in place:
+        return str(files.in_project(place).joinpath(*names))
+    path, mark, options = place.partition("?")
+    return "/".join([path.rstrip("/"), *names]) + mark + options
 
 
 class Checkpoints:
@@ -35,21 +47,44 @@ class Checkpoints:
 
     def check(self) -> None:
         """Write, read and delete a marker. Raises UserError where that does not work, before time is spent on a training."""
-        marker, content = f"{self._folder}/.marker-{secrets.token_hex(4)}", b"espalier"
-        try:
-            self._files.create_dir(self._folder)
-            with self._files.open_output_stream(marker) as file:
-                file.write(content)
-            with self._files.open_input_file(marker) as file:
-                found = file.read()
-            self._files.delete_file(marker)
-        except OSError as error:
-            raise UserError(f"{self._named()} cannot be used from {platform.node()}: {' '.join(str(error).split())}") from None
-        if found != content:
-            raise UserError(f"{self._named()} does not give back what is written to it (from {platform.node()})")
+        name = f".marker-{secrets.token_hex(4)}"
+        self.mark(name)
+        self.unmark(name)
 
+    def mark(self, name: str) -> None:
+        """Write a marker. Raises UserError where that does not work from here."""
+        with self._usable():
+            self._files.create_dir(self._folder)
+            with self._files.open_output_stream(f"{self._folder}/{name}") as file:
+                file.write(MARKER)
+
+    def unmark(self, name: str) -> None:
+        """Read and delete a marker, which another node may have written. Raises UserError where it is not there."""
+        path = f"{self._folder}/{name}"
+        with self._usable():
+            if (found := self._found(path)) == MARKER:
+                self._files.delete_file(path)
+        if found != MARKER:
+            lacking = "does not give back what is written to it; all nodes must share it"
+            raise UserError(f"{self._named} {lacking} (from {platform.node()})")
+
+    def _found(self, path: str) -> bytes | None:
+        try:
+            with self._files.open_input_file(path) as file:
+                return bytes(file.read())
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self._named} cannot be used from {platform.node()}: {' '.join(str(error).split())}") from None
+
+    @property
     def _named(self) -> str:
-        return f"the place of the checkpoints, {self._place} (cluster.checkpoints, or cluster.scratch),"
+        return f"the place of the checkpoints, {_shown(self._place)} (cluster.checkpoints, or cluster.scratch),"
 
     def newest_first(self) -> Iterator[bytes]:
         """The contents of the checkpoints that there are."""
@@ -68,7 +103,7 @@ class Checkpoints:
             for old in self._paths()[:-KEPT]:
                 self._files.delete_file(old)
         except OSError as error:
-            raise UserError(f"no checkpoint of epoch {epoch} in {self._place} ({error}); older ones stay") from None
+            raise UserError(f"no checkpoint of epoch {epoch} in {_shown(self._place)} ({error}); older ones stay") from None
 
     def delete(self) -> None:
         """Remove them all; where that does not work they stay, and a line says so."""
@@ -76,7 +111,7 @@ class Checkpoints:
             if self._files.get_file_info(self._folder).type == fs.FileType.Directory:
                 self._files.delete_dir(self._folder)
         except (OSError, UserError) as error:
-            logger.warning("checkpoints of a finished run stay in %s (%s)", self._place, " ".join(str(error).split()))
+            logger.warning("checkpoints of a finished run stay in %s (%s)", _shown(self._place), " ".join(str(error).split()))
 
     def _paths(self) -> list[str]:
         found = self._files.get_file_info(fs.FileSelector(self._folder, allow_not_found=True))
@@ -87,6 +122,16 @@ def _open(place: str) -> tuple[fs.FileSystem, str]:
     if "://" not in place:
         return fs.LocalFileSystem(), place
     try:
-        return fs.FileSystem.from_uri(place)
+        opened, path = fs.FileSystem.from_uri(place)
     except (ValueError, OSError) as error:
-        raise UserError(f"cluster.checkpoints '{place}': {error}; give a folder, or a URI such as s3://bucket/folder") from None
+        why = str(error).replace(place, _shown(place))
+        raise UserError(
+            f"cluster.checkpoints '{_shown(place)}': {why}; give a folder, or a URI such as s3://bucket/folder"
+        ) from None
+    # A copy tries three times and not for minutes: it is made by pyarrow's own constructor, with its usual S3RetryStrategy.
+    return (copy.copy(opened) if isinstance(opened, fs.S3FileSystem) else opened), path
+
+
+def _shown(place: str) -> str:
+    """A place as it may be told: without the options of its URI, which can hold secrets."""
+    return place.partition("?")[0] if "://" in place else place

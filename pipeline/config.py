@@ -10,6 +10,7 @@ from functools import reduce
 from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -273,6 +274,15 @@ class Cluster(Section):
         if gpus < 1 and self.num_workers > 1:
             raise ValueError(
                 f"gpus_per_worker {gpus:g} needs num_workers 1: the workers of one training each need their own GPU"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> "Cluster":
+        if self.checkpoints and urlsplit(self.checkpoints).password:
+            raise ValueError(
+                "checkpoints holds a password before its @, and params.yaml is no place for one; "
+                "give each node AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
             )
         return self
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from pipeline import files, scheduling
+from pipeline import checkpoints, files, preflight, scheduling
 from pipeline.checkpoints import Checkpoints
 from pipeline.config import Cluster, UserError
-from pipeline.together import in_thread
+from pipeline.together import InThread
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def fit(job: Job, cluster: Cluster, *, identity: str, listener: Listener) -> Tra
     with alone(scratch):
         if (scratch / "finished").is_dir():
             return _read(scratch / "finished")
-        place = f"{cluster.checkpoints or scratch.parent}/{identity}/checkpoints"
+        place = checkpoints.inside(cluster.checkpoints or cluster.scratch, identity, "checkpoints")
         trained = (_in_process if cluster.num_workers == 0 else _on_ray)(job, cluster, place, listener)
         _write(scratch / "finished", trained)
         Checkpoints(place).delete()
@@ -171,6 +171,7 @@ OWN_ENVIRONMENT = {  # for a Ray of our own: every process that does not start i
 }
 SECONDS_BETWEEN_EVENTS = 0.25
 SECONDS_BETWEEN_RESIZES = 60.0  # elastic: a training that may have more workers looks for room so often
+SECONDS_BETWEEN_LOOKS = 10.0  # whether lost nodes have left too little room
 COLLECTIVE_TIMEOUT_SECONDS = 300  # a lost worker is noticed after this at the latest
 
 
@@ -242,10 +243,13 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
         nodes = nodes_of_ray()
         each = scheduling.worker(cluster, nodes, alone=ours_alone)
         listener.note(scheduling.choice(cluster, nodes, each))
+        _refuse_a_place_that_is_not_shared(cluster, each)
         trainer = _trainer(config, cluster, each, unused)
-        running = in_thread(trainer.fit)  # in the main thread, Ray would take SIGINT, and exit with 0
+        running = InThread(trainer.fit)  # in the main thread, Ray would take SIGINT, and exit with 0
+        tell_of_lack = _told_once(lambda: scheduling.lack(cluster, nodes_of_ray(), each), listener.note)
         while not running.done():
             _pass_on(events, listener, seconds=0.2)
+            tell_of_lack()
         _pass_on(events, listener, seconds=0)
         outcome = running.result().return_value
     if "mistake" in outcome:
@@ -292,6 +296,19 @@ def nodes_of_ray() -> list[scheduling.Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def _refuse_a_place_that_is_not_shared(cluster: Cluster, each: scheduling.Resources) -> None:
+    """Where a worker may come onto one of several nodes, these must share the place of the checkpoints."""
+    import ray
+
+    able = tuple(
+        preflight.Node(node["NodeID"], node["NodeManagerHostname"])
+        for node in ray.nodes()
+        if node["Alive"] and scheduling.workers_with_room([node["Resources"]], each)
+    )
+    if len(able) > 1:
+        preflight.refuse_a_place_that_is_not_shared(checkpoints.inside(cluster.checkpoints or cluster.scratch), able)
+
+
 def _trainer(config: dict[str, Any], cluster: Cluster, each: scheduling.Resources, folder: str) -> Any:
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -334,6 +351,20 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     except UserError as error:  # a restart would only repeat it
         return {"mistake": str(error)}
     return {"history": state.history, "weights": save(state.weights(job.training.result))}
+
+
+def _told_once(line: Callable[[], str], note: Callable[[str], None]) -> Callable[[], None]:
+    """Looks every few seconds for a line, and notes it when it is another one than before."""
+    looked, before = time.monotonic(), ""
+
+    def look() -> None:
+        nonlocal looked, before
+        if time.monotonic() - looked > SECONDS_BETWEEN_LOOKS:
+            looked, last, before = time.monotonic(), before, line()
+            if before and before != last:
+                note(before)
+
+    return look
 
 
 def _pass_on(events: Any, listener: Listener, *, seconds: float) -> None:

@@ -54,7 +54,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A header and a line per row, with nothing where a row lacks a key. Without rows the file is empty."""
+    """A header and a line per row, which may lack some of the keys. Without rows the file is empty."""
     text = io.StringIO()
     if rows:
         keys = dict.fromkeys(key for row in rows for key in row)

@@ -78,6 +78,14 @@ class Spt(Settings):
     spt_directions: Literal["diagonal4", "cardinal4", "cardinal8"] = "diagonal4"
     spt_ratio: Annotated[float, Field(gt=0, le=1)] = 0.5  # of the patch
 
+    def misfits(self, height: int, width: int) -> list[str]:
+        patch = self.patch(height, width) if self.spt and hasattr(self, "patch") else None
+        if patch is None or int(patch * self.spt_ratio) > 0:
+            return super().misfits(height, width)
+        least = math.ceil(1 / self.spt_ratio)
+        line = f"spt_ratio {self.spt_ratio:g} of patch_size {patch} shifts by no pixel; patch_size {least} would by one"
+        return [line, *super().misfits(height, width)]
+
     @model_validator(mode="after")
     def _details_have_spt(self) -> "Spt":
         for key in ("spt_directions", "spt_ratio", "spt_pooling"):
@@ -106,7 +114,7 @@ class PatchSize(Stem):
     def misfits(self, height: int, width: int) -> list[str]:
         patch, (rows, columns) = self.patch(height, width), self.seen(height, width)
         if rows % patch == 0 and columns % patch == 0:
-            return []
+            return super().misfits(height, width)
         whole = "data.image_size" if (rows, columns) == (height, width) else "the stem's map of"
         picture = f"{rows}" if rows == columns else f"{rows} x {columns}"
         return [
@@ -215,7 +223,8 @@ class FinePatches(PatchSize):
     """Patches for networks that pool twice: half as large."""
 
     def patch(self, height: int, width: int) -> int:
-        return self.patch_size or default_patch_size(*self.seen(height, width), grid=16, smallest=1)
+        smallest = 2 if getattr(self, "spt", False) else 1  # a patch of 1 has nothing to shift by
+        return self.patch_size or default_patch_size(*self.seen(height, width), grid=16, smallest=smallest)
 
 
 class Pit(FinePatches, Lsa, Spt):
@@ -237,7 +246,7 @@ class Pit(FinePatches, Lsa, Spt):
         return self
 
     def misfits(self, height: int, width: int) -> list[str]:
-        return [] if self.stride else super().misfits(height, width)
+        return Spt.misfits(self, height, width) if self.stride else super().misfits(height, width)
 
     def chosen(self, height: int, width: int) -> dict[str, Any]:
         return super().chosen(height, width) | {"stride": self.stride or self.patch(height, width)}

@@ -49,6 +49,14 @@ def choice(cluster: Cluster, nodes: Sequence[Resources], each: Resources) -> str
     )
 
 
+def lack(cluster: Cluster, nodes: Sequence[Resources], each: Resources) -> str:
+    """Why a training cannot go on, where nodes were lost and too little is left for its workers; else empty."""
+    if workers_with_room(nodes, each) >= cluster.sizes[0]:
+        return ""
+    wanted = f"{_count(cluster.sizes[0], 'worker')} with {words(each)} each"
+    return f"waits for a node: Ray has {_sum(nodes)} on {_count(len(nodes), 'node')} left, too little for {wanted}"
+
+
 def words(resources: Resources) -> str:
     """2 CPU and 0.5 GPU."""
     return " and ".join(f"{share:g} {name}" for name, share in resources.items())

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline import files
 from pipeline.config import Tracking
-from pipeline.together import in_thread
+from pipeline.together import InThread
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Run:
         if (client := self._client) is None:
             return
         try:
-            in_thread(lambda: self._alone(client, action)).result()
+            InThread(lambda: self._alone(client, action)).result()
         except Exception as error:  # a server that is down, a disk that is full, a store of another version
             self._client = None
             logger.warning("tracking stopped (%s); the results are not affected", _one_line(error))

@@ -13,11 +13,11 @@ def main() -> None:
     parser.add_argument("guidance")
     parser.add_argument("seed", type=int)
     args = parser.parse_args()
-    train(args.student, args.guidance, args.seed)
+    training.train(plan(args.student, args.guidance, args.seed))
 
 
-def train(student: str, guidance: str, seed: int) -> None:
-    """Train it under the teacher of the same seed, and write its outs."""
+def plan(student: str, guidance: str, seed: int) -> training.Plan:
+    """The student under the teacher of the same seed."""
     experiment, network, settings, recipe, cluster, track = config.load(
         "experiment", f"students.{student}", f"guidance.{guidance}", "training.student", "cluster", "tracking"
     )
@@ -26,7 +26,7 @@ def train(student: str, guidance: str, seed: int) -> None:
     if settings.offline:
         folder = common.FEATURES / guidance / str(seed)
         stored = offline.load(folder, runs.data(common.PREPARED), teacher, settings, recipe)
-    training.train(
+    return training.plan(
         "guided",
         f"{student}-{guidance}",
         seed,

@@ -9,16 +9,16 @@ from stages import common, training
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int)
-    train(parser.parse_args().seed)
+    training.train(plan(parser.parse_args().seed))
 
 
-def train(seed: int) -> None:
-    """Train it, and write its outs."""
+def plan(seed: int) -> training.Plan:
+    """The teacher of that seed."""
     experiment, teachers, recipe, cluster, track = config.load(
         "experiment", "teachers", "training.teacher", "cluster", "tracking"
     )
     name = experiment.teacher
-    training.train("teacher", name, seed, teachers[name], recipe, cluster=cluster, track=track)
+    return training.plan("teacher", name, seed, teachers[name], recipe, cluster=cluster, track=track)
 
 
 if __name__ == "__main__":

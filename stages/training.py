@@ -1,6 +1,8 @@
 """What the stages teacher, unguided and guided share: train one network and write its outs."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,8 +15,6 @@ from pipeline.runs import Run
 from pipeline.training import selection
 from pipeline.training.checkpoint import Model, save_model
 from stages import common
-
-OUTS = (common.MODELS, common.RESULTS)
 
 CURVE = (
     "epoch",
@@ -32,7 +32,32 @@ CURVE = (
 )
 
 
-def train(
+@dataclass(frozen=True)
+class Plan:
+    """A run, where it is trained and where it is recorded; refit: trained anew on all pictures but those of test in the end."""
+
+    run: Run
+    cluster: Cluster
+    track: Tracking
+    refit: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Of the training whose weights are kept."""
+        return runs.refit_identity(self.run) if self.refit else self.run.identity
+
+    def is_done(self) -> bool:
+        """Whether all outs of this very run are there. DVC removes them before it runs a stage: this is for train_all."""
+        folder, results = _places(self.run)
+        try:
+            made = json.loads((folder / "config.json").read_text())["espalier"]["identity"]
+        except (OSError, ValueError, KeyError):
+            return False
+        parts = (folder / "model.safetensors", results / "curve.csv", results / "training.json")
+        return bool(made == self.identity) and all(part.is_file() for part in parts)
+
+
+def plan(
     kind: str,
     name: str,
     seed: int,
@@ -44,32 +69,37 @@ def train(
     guidance: Guidance | None = None,
     teacher: Model | None = None,
     features: Features | None = None,
-) -> None:
-    """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
+) -> Plan:
+    """What is to be trained under this name, on the prepared data."""
     lessons = {"guidance": guidance, "teacher": teacher, "features": features}
     run = runs.of(kind, name, seed, network, training, data=runs.data(common.PREPARED), **lessons)
-    named = runs.refit_identity(run) if training.refit else run.identity
-    if _is_there(run, named):
+    return Plan(run, cluster, track, training.refit)
+
+
+def train(plan: Plan) -> None:
+    """Train a network and write models/<kind>/<name>/<seed> and the curve and summary beside it in results/."""
+    run = plan.run
+    if plan.is_done():
         print(f"{run.label} is up to date")
         return
-    with tracking.run(track, identity=named, name=run.label, tags=run.tags, params=run.settings) as tracked:
-        trained = _fit(run, cluster, tracked)
+    folder, results = _places(run)
+    with tracking.run(plan.track, identity=plan.identity, name=run.label, tags=run.tags, params=run.settings) as tracked:
+        trained = _fit(run, plan.cluster, tracked)
         model, summary = Model(run.job.config, trained.weights), _summary(trained.history, run.job.training)
-        if training.refit:
-            model, facts = _refit(run, cluster, epochs=summary["epoch"])
+        if plan.refit:
+            model, facts = _refit(run, plan.cluster, epochs=summary["epoch"])
             tracked.facts(facts)
             summary |= facts
-        folder = common.place(common.MODELS, kind, name, seed)
         save_model(folder, model)
         tracked.artifacts(folder, "model")
-    results = common.place(common.RESULTS, kind, name, seed)
     files.write_csv(results / "curve.csv", [_of_curve(row) for row in trained.history])
     files.write_json(results / "training.json", summary)
 
 
-def _of_curve(row: dict[str, Any]) -> dict[str, Any]:
-    alike = {key: value for key, value in row.items() if key.startswith("guidance_cka_")}
-    return {**{key: row[key] for key in CURVE if key in row}, **alike}
+def _places(run: Run) -> tuple[Path, Path]:
+    """Its folders in models/ and in results/."""
+    kind, name, seed = (run.about[key] for key in ("kind", "name", "seed"))
+    return common.place(common.MODELS, kind, name, seed), common.place(common.RESULTS, kind, name, seed)
 
 
 def _fit(run: Run, cluster: Cluster, tracked: tracking.Run) -> Trained:
@@ -99,15 +129,9 @@ def _refit(run: Run, cluster: Cluster, *, epochs: int) -> tuple[Model, dict[str,
     return Model(again.job.config, trained.weights), {f"refit_{key}": value for key, value in facts.items()}
 
 
-def _is_there(run: Run, identity: str) -> bool:
-    """Whether all outs of this run are there. DVC removes them before it runs a stage: this is for train_all."""
-    folder, results = (common.place(root, *(run.about[key] for key in ("kind", "name", "seed"))) for root in OUTS)
-    try:
-        made = json.loads((folder / "config.json").read_text())["espalier"]["identity"]
-    except (OSError, ValueError, KeyError):
-        return False
-    parts = (folder / "model.safetensors", results / "curve.csv", results / "training.json")
-    return bool(made == identity) and all(part.is_file() for part in parts)
+def _of_curve(row: dict[str, Any]) -> dict[str, Any]:
+    alike = {key: value for key, value in row.items() if key.startswith("guidance_cka_")}
+    return {**{key: row[key] for key in CURVE if key in row}, **alike}
 
 
 def _summary(history: list[dict[str, Any]], training: Training) -> dict[str, Any]:

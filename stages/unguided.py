@@ -11,13 +11,13 @@ def main() -> None:
     parser.add_argument("student")
     parser.add_argument("seed", type=int)
     args = parser.parse_args()
-    train(args.student, args.seed)
+    training.train(plan(args.student, args.seed))
 
 
-def train(student: str, seed: int) -> None:
-    """Train it, and write its outs."""
+def plan(student: str, seed: int) -> training.Plan:
+    """The student, alone."""
     network, recipe, cluster, track = config.load(f"students.{student}", "training.student", "cluster", "tracking")
-    training.train("unguided", student, seed, network, recipe, cluster=cluster, track=track)
+    return training.plan("unguided", student, seed, network, recipe, cluster=cluster, track=track)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A driver of one training, to be run beside a test: python -m tests.driver IDENTITY SCRATCH EPOCHS {cluster settings}.
 
-It prints a line per epoch, and what was chosen.
+It prints a line per epoch, what was chosen, and what a person must put right.
 """
 
 import json
@@ -21,12 +21,17 @@ def start(identity: str, scratch: Any, *, epochs: int, address: str, **where: An
 
 def main(identity: str, scratch: str, epochs: str, where: str) -> None:
     from pipeline import distributed
+    from pipeline.config import UserError
     from tests.conftest import cluster, job, recipe
 
     distributed.SECONDS_BETWEEN_RESIZES = 2  # not a minute: a test waits for it
     listener = distributed.Listener(epoch=lambda row: print("epoch", row["epoch"], flush=True), note=print)
     made = cluster(**{"cpus_per_worker": 1, "scratch": scratch, **json.loads(where)})
-    distributed.fit(job(training=recipe(epochs=int(epochs))), made, identity=identity, listener=listener)
+    try:
+        distributed.fit(job(training=recipe(epochs=int(epochs))), made, identity=identity, listener=listener)
+    except UserError as error:
+        print("error:", error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

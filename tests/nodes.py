@@ -1,7 +1,8 @@
 """A Ray of several nodes on this machine, in a process of its own: python tests/nodes.py CPUS CPUS ...
 
 It prints its address, and then does what the lines on its standard input say: `remove` kills the node on which most
-workers of Ray Train run, `add CPUS` gives it one more node. Each is answered with a line. The head has no CPUs.
+workers of Ray Train run, `add CPUS [NAME=VALUE ...]` gives it one more node, with that in its environment. Each is
+answered with a line. The head has no CPUs.
 """
 
 import os
@@ -23,7 +24,8 @@ def serve(cpus: list[int]) -> None:
     print(cluster.address, flush=True)
     for line in sys.stdin:
         if line.startswith("add"):
-            nodes.append(cluster.add_node(num_cpus=int(line.split()[1])))
+            _, count, *variables = line.split()
+            nodes.append(cluster.add_node(num_cpus=int(count), env_vars=dict(each.split("=", 1) for each in variables)))
         else:
             nodes.remove(busiest := max(nodes, key=_workers))
             cluster.remove_node(busiest, allow_graceful=False)

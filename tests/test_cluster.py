@@ -2,16 +2,21 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
 from pyarrow import fs
 from ruamel.yaml import YAML
 
@@ -21,6 +26,7 @@ from pipeline.config import Experiment, UserError
 from pipeline.together import Skipped, Task, together
 from stages import train_all
 from tests.conftest import cluster, job
+from tests.nodes import ENVIRONMENT, nodes
 from tests.test_pipeline import change, copy_of_the_project, run
 
 NODES = st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 16).map(float), "GPU": st.integers(0, 8).map(float)}), min_size=1)
@@ -79,6 +85,17 @@ def test_the_choice_is_one_line():
     wanted = cluster(num_workers=2, min_workers=1, placement="spread")
     line = scheduling.choice(wanted, [CPU_NODE, CPU_NODE], {"CPU": 1.0})
     assert line == "1 to 2 workers with 1 CPU each (spread); Ray has 8 CPU on 2 nodes, room for 4 at once"
+
+
+@given(NODES, SHARES, st.integers(1, 6))
+def test_a_training_lacks_room_just_where_its_workers_do_not_fit(nodes, each, workers):
+    line = scheduling.lack(cluster(num_workers=workers), nodes, each)
+    assert bool(line) == (scheduling.workers_with_room(nodes, each) < workers)
+
+
+def test_a_lack_of_room_is_one_line():
+    line = scheduling.lack(cluster(num_workers=2), [{"CPU": 1.0}, {}], {"CPU": 1.0})
+    assert line == "waits for a node: Ray has 1 CPU on 2 nodes left, too little for 2 workers with 1 CPU each"
 
 
 def test_a_worker_that_no_single_node_can_hold_is_refused_in_one_line():
@@ -155,6 +172,30 @@ def test_room_that_comes_later_is_used(monkeypatch):
     assert together(tasks, room=lambda: next(grown, 2)) == {}
 
 
+def test_an_interruption_reaches_all_that_run_and_begins_nothing_more(monkeypatch):
+    monkeypatch.setattr("pipeline.together.SECONDS_BETWEEN_LOOKS", 0.05)
+    begun, ended, looks = threading.Barrier(3, timeout=20), [], iter([1, 2])
+
+    def action():
+        try:
+            begun.wait()
+            while True:
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            ended.append(threading.current_thread())
+            raise
+
+    def room():
+        if most := next(looks, None):
+            return most
+        begun.wait()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        together({name: Task(action) for name in "abc"}, room=room)
+    assert len(ended) == 2 and not begun.broken
+
+
 def test_train_all_knows_the_networks_of_the_dag_and_puts_teachers_first():
     experiment = Experiment(seeds=[0, 1], teacher="cnn", unguided=["a"], guided=["b"], guidance=["x", "y"])
     tasks = train_all.networks(experiment)
@@ -166,9 +207,23 @@ def test_train_all_knows_the_networks_of_the_dag_and_puts_teachers_first():
     }
 
 
+def test_a_network_is_out_of_date_with_the_one_that_it_needs():
+    plans = {name: SimpleNamespace(is_done=lambda name=name: name != "cnn") for name in ("cnn", "a", "b", "taught")}
+    plans["refused"] = None
+    after = {"taught": "cnn", "refused": "a"}
+
+    def plan(name):
+        if plans[name] is None:
+            raise UserError("settings that contradict each other")
+        return plans[name]
+
+    found = {name: train_all.Network(partial(plan, name), after.get(name)) for name in plans}
+    assert list(train_all.out_of_date(found)) == ["cnn", "taught", "refused"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_train_all_trains_what_is_out_of_date_and_dvc_only_records_it(tmp_path):
+def test_train_all_trains_what_is_out_of_date_and_dvc_only_records_it(tmp_path, monkeypatch):
     project = copy_of_the_project(tmp_path)
     change(project, cluster__num_workers=1, experiment__guidance=["early"])
     run("dvc", "repro", "prepare", cwd=project)
@@ -187,8 +242,41 @@ def test_train_all_trains_what_is_out_of_date_and_dvc_only_records_it(tmp_path):
     assert again.count(" is up to date\n") == 3 and " epoch " not in again  # the fourth was trained: only its outs were missing
     recorded = run("dvc", "repro", cwd=project).stdout
     assert "Running stage 'guided@vit-early-0'" in recorded and " epoch " not in recorded
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # where no Ray is: none is needed
     assert run(*command, cwd=project).stdout.count(" is up to date\n") == 4
     assert "Data and pipelines are up to date" in run("dvc", "repro", cwd=project).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_train_all_that_is_interrupted_leaves_runs_that_were_killed_and_goes_on(tmp_path):
+    project = copy_of_the_project(tmp_path)
+    change(project, cluster__num_workers=1, cluster__cpus_per_worker=1, experiment__unguided=["vit"], experiment__guided=[])
+    change(project, training__student__epochs=60, training__teacher__epochs=60)
+    run("dvc", "repro", "prepare", cwd=project)
+    with nodes(2) as one:
+        environment = {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": one.address}
+        command = [sys.executable, "-m", "stages.train_all"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, cwd=project, env=environment, **pipes) as training:
+            told = set()
+            while len(told) < 2:
+                line = training.stdout.readline()
+                told |= {line.split()[0]} if " epoch " in line else set()
+            training.send_signal(signal.SIGINT)
+            _, errors = training.communicate()
+        assert training.returncode == 130 and "Traceback" not in errors
+        assert errors.splitlines()[-1] == "interrupted; the same command goes on from the last checkpoint"
+        assert statuses(project) == {"teacher/resnet/0": "KILLED", "unguided/vit/0": "KILLED"}
+
+        subprocess.run(command, cwd=project, env=environment, stdout=subprocess.DEVNULL, check=True)
+        assert statuses(project) == {"teacher/resnet/0": "FINISHED", "unguided/vit/0": "FINISHED"}
+
+
+def statuses(project):
+    client = MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("espalier").experiment_id
+    return {found.info.run_name: found.info.status for found in client.search_runs([experiment])}
 
 
 # Where their checkpoints lie

@@ -15,7 +15,7 @@ LAYERS = [  # a module may import those of earlier lines, and of its own
     "config networks section space metrics files identity progress scheduling similarity together",
     "data models registry tracking checkpoints",
     "training",
-    "explain distributed prediction export served runs offline",
+    "explain preflight distributed prediction export served runs offline",
     "search",
     "report",
     "stages",
@@ -24,7 +24,7 @@ DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names.spl
 HOMES = {  # a third-party package -> the only modules that may import it
     "pyarrow": {"pipeline/data/prepared.py", "pipeline/data/sources/parquet.py", "pipeline/checkpoints.py"},
     "mlflow": {"pipeline/tracking.py", "pipeline/export.py", "pipeline/served.py"},
-    "ray": {"pipeline/distributed.py", "pipeline/search/tune.py"},
+    "ray": {"pipeline/distributed.py", "pipeline/preflight.py", "pipeline/search/tune.py"},
     "optuna": {"pipeline/search/candidates.py"},
     "timm": {"pipeline/models/tapped.py", "pipeline/registry.py", "pipeline/models/zoo.py", "pipeline/training/optim.py"},
     "onnxruntime": {"pipeline/export.py"},

@@ -157,6 +157,20 @@ def test_a_training_that_loses_a_node_or_its_driver_ends_with_the_same_weights(t
 
 
 @pytest.mark.slow
+def test_a_training_that_lost_too_many_nodes_says_that_it_waits_and_goes_on_with_a_new_one(tmp_path):
+    with nodes(1, 1) as several:
+        where = {"epochs": 60, "address": several.address, "num_workers": 2, "placement": "spread"}
+        training = start("waits", tmp_path, **where)
+        wait_for(training, 10)
+        several.say("remove")
+        assert any(line.startswith("waits for a node: Ray has 1 CPU on 2 nodes left") for line in training.stdout)
+        several.say("add 1")
+        ended_well(training)
+    history = json.loads((tmp_path / "waits/finished" / distributed.HISTORY).read_text())
+    assert [row["epoch"] for row in history] == list(range(1, 61))
+
+
+@pytest.mark.slow
 def test_two_nodes_have_the_loss_curve_of_one_process(tmp_path):
     with nodes(1, 1) as two:
         ended_well(start("two", tmp_path, epochs=4, address=two.address, num_workers=2, placement="spread"))

@@ -505,6 +505,16 @@ def test_few_tokens_are_warned_of():
 MISFITS = [
     ({"model": "vit", "patch_size": 5}, (32, 32), "patch_size 5 does not divide data.image_size 32; 4 or 8 would"),
     ({"model": "vit", "patch_size": 8}, (48, 36), "patch_size 8 does not divide data.image_size 48 x 36; 6 or 12 would"),
+    (
+        {"model": "vit", "patch_size": 2, "spt": True, "spt_ratio": 0.25},
+        (8, 8),
+        "spt_ratio 0.25 of patch_size 2 shifts by no pixel; patch_size 4 w",
+    ),
+    (
+        {"model": "pit", "patch_size": 1, "spt": True},
+        (8, 8),
+        "spt_ratio 0.5 of patch_size 1 shifts by no pixel; patch_size 2 w",
+    ),
     ({"model": "vit", "patch_size": 4, "heads": 7}, (32, 32), "heads 7 does not divide width 192; 6 or 8 would"),
     ({"model": "vit", "width": 6, "heads": 3, "position": "sincos"}, (32, 32), "width 6 is no multiple of 4, "),
     ({"model": "vit", "mla": ["key"], "mla_rank": 200}, (32, 32), "mla_rank 200 saves nothing at width 192; 64 would"),

@@ -49,6 +49,7 @@ def copy_of_the_project(project):
     small = {"width": 16, "depth": 2, "heads": 2}
     change(project, cluster__num_workers=0, cluster__checkpoint_seconds=0)
     change(project, training__student__epochs=4, training__teacher__epochs=2, experiment__guided=["vit"])
+    change(project, guidance__early__distillation="soft", guidance__constant__offline=True, training__student__ema_decay=0.9)
     few = {"students.vit.depth": {"choice": [2, 3]}}
     change(project, search__space=few, search__searcher="random", search__scheduler="none", search__epochs=None)
     change(project, search__budget__trials=2)

@@ -38,7 +38,8 @@ def project(tmp_path, monkeypatch):
 
 
 def train(recipe, scratch=".runs"):
-    training.train("unguided", "vit", 0, SL_VIT, recipe, cluster=cluster(scratch=scratch), track=NOWHERE)
+    where = {"cluster": cluster(scratch=scratch), "track": NOWHERE}
+    training.train(training.plan("unguided", "vit", 0, SL_VIT, recipe, **where))
     folder = common.place(common.RESULTS, "unguided", "vit", 0)
     model = load_model(common.place(common.MODELS, "unguided", "vit", 0), made_by="unguided")
     return model, json.loads((folder / "training.json").read_text()), (folder / "curve.csv").read_text()

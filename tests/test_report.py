@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import files
 from pipeline.config import Augmentation, Experiment, Published, UserError
 from pipeline.data import loading
 from pipeline.metrics import Answers
@@ -108,6 +109,11 @@ def test_the_networks_of_an_experiment_are_all_named():
         ("guided", "b-x"),
         ("guided", "b-y"),
     ]
+
+
+def test_a_table_may_have_rows_that_lack_a_key(tmp_path):
+    files.write_csv(tmp_path / "curves.csv", [{"epoch": 1}, {"epoch": 1, "distillation_loss": 2.5}, {"epoch": 2}])
+    assert (tmp_path / "curves.csv").read_text() == "epoch,distillation_loss\n1,\n1,2.5\n2,\n"
 
 
 def test_confusions_add_up_over_seeds():

@@ -16,11 +16,13 @@ from itertools import product
 from typing import Any
 
 from pipeline import distributed, files
+from pipeline.checkpoints import inside
 from pipeline.config import Cluster, UserError
 from pipeline.runs import Run
 from pipeline.search.candidates import Candidates, Drawn, Listed, Subject
 from pipeline.search.trials import OBJECTIVE, Ledger, Trial, best_first
 from pipeline.space import Search
+from pipeline.together import InThread
 from pipeline.training import selection
 
 ENVIRONMENT = {  # before Ray is imported
@@ -89,7 +91,10 @@ def _tune(
 
     resources = _resources(cluster)
     placed = {"num_workers": 0, "cpus_per_worker": resources["CPU"], "use_gpu": "GPU" in resources}
-    here = cluster.model_copy(update={**placed, "scratch": str(files.in_project(cluster.scratch))})
+    places = {
+        name: place and inside(place) for name, place in (("scratch", cluster.scratch), ("checkpoints", cluster.checkpoints))
+    }
+    here = cluster.model_copy(update={**placed, **places})
     trainable = tune.with_parameters(_train_candidate, subject=subject, cluster=here)
     with tempfile.TemporaryDirectory() as unused:
         tuner = tune.Tuner(
@@ -109,7 +114,7 @@ def _tune(
                 verbose=0,
             ),
         )
-        running = distributed.in_thread(tuner.fit)
+        running = InThread(tuner.fit)
         while not running.done():  # so that an interruption gets through
             wait([running], timeout=0.2)
         running.result()
