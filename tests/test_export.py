@@ -68,9 +68,10 @@ def any_folder(path, name):
         for weight in made.parameters() if network.tokens(32, 32) else ():  # fresh attention hardly looks at the picture
             weight.mul_(5 if weight.ndim > 1 else 1)
         features = made.forward_head(made.forward_features(torch.randn(16, 3, 32, 32)), pre_logits=True)
-        head = made.get_classifier()
-        head.weight.copy_(torch.randn_like(head.weight) / (features.std(0).mean() * features.shape[1] ** 0.5))
-        head.bias.copy_(-head.weight @ features.mean(0))
+        heads = made.get_classifier()
+        for head in heads if isinstance(heads, tuple) else [heads]:  # one more learns from the teacher's answers
+            head.weight.copy_(torch.randn_like(head.weight) / (features.std(0).mean() * features.shape[1] ** 0.5))
+            head.bias.copy_(-head.weight @ features.mean(0))
     save_model(path, Model(model_config(network.model, arguments, card, {}), made.state_dict()))
     return path
 
