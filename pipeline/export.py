@@ -69,7 +69,14 @@ def to_onnx(model: Path, out: Path) -> None:
     """
     predictor = _predictor(model)
     program = _program(predictor).run_decompositions({torch.ops.aten.avg_pool2d.default: _means})
-    made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["pixels"], output_names=["probabilities"])
+    made = torch.onnx.export(
+        program,
+        dynamo=True,
+        verbose=False,
+        input_names=["pixels"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: "batch"},),
+    )
     assert made is not None
     made.model.metadata_props["classes"] = "\n".join(predictor.classes)
     with files.replacing(out) as aside:

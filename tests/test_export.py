@@ -68,9 +68,10 @@ def any_folder(path, name):
         for weight in made.parameters() if network.tokens(32, 32) else ():  # fresh attention hardly looks at the picture
             weight.mul_(5 if weight.ndim > 1 else 1)
         features = made.forward_head(made.forward_features(torch.randn(16, 3, 32, 32)), pre_logits=True)
-        head = made.get_classifier()
-        head.weight.copy_(torch.randn_like(head.weight) / (features.std(0).mean() * features.shape[1] ** 0.5))
-        head.bias.copy_(-head.weight @ features.mean(0))
+        heads = made.get_classifier()
+        for head in heads if isinstance(heads, tuple) else [heads]:  # one more learns from the teacher's answers
+            head.weight.copy_(torch.randn_like(head.weight) / (features.std(0).mean() * features.shape[1] ** 0.5))
+            head.bias.copy_(-head.weight @ features.mean(0))
     save_model(path, Model(model_config(network.model, arguments, card, {}), made.state_dict()))
     return path
 
@@ -92,6 +93,7 @@ def test_an_onnx_program_answers_as_the_network_does(name, tmp_path):
     export.to_onnx(made, tmp_path / "network.onnx")
     session, rng = onnx_session(tmp_path / "network.onnx"), np.random.default_rng(1)
     assert session.get_modelmeta().custom_metadata_map["classes"].split("\n") == CLASSES
+    assert [session.get_inputs()[0].shape, session.get_outputs()[0].shape] == [["batch", 32, 32, 3], ["batch", 3]]
     for count in (1, 2, 5):
         pixels = rng.integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)
         (found,) = session.run(None, {"pixels": pixels})
