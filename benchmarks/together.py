@@ -65,8 +65,8 @@ def waited(networks: int, wait: float) -> float:
     import ray
 
     cluster, each = Cluster(num_workers=1), {"CPU": 1.0}
-    one = ray.remote(num_cpus=1)(time.sleep)
-    tasks = {str(number): Task(lambda: ray.get(one.remote(wait))) for number in range(networks)}
+    one = ray.remote(num_cpus=1)(lambda: time.sleep(wait))
+    tasks = {str(number): Task(lambda: ray.get(one.remote())) for number in range(networks)}
     started = time.perf_counter()
     together(tasks, room=lambda: scheduling.trainings_at_once(cluster, distributed.nodes_of_ray(), each))
     return (time.perf_counter() - started) / wait
