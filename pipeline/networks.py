@@ -19,6 +19,7 @@ ARGUMENT = {  # timm's words for ours
     "heads": "num_heads",
     "pool": "global_pool",
     "window": "window_size",
+    "dropout": "proj_drop_rate",
     "drop_path": "drop_path_rate",
 }
 
@@ -138,6 +139,8 @@ class VitSettings(PatchSize, Lsa, Spt):
     distillation_token: bool = False  # one more, whose own head learns from a teacher's answers (Touvron et al. 2021)
     pool: Literal["token", "avg"] = "token"  # what the head sees: class tokens, or the mean of the patches
     position: Literal["learned", "sincos", "none"] = "learned"
+    dropout: Rate = 0.0  # of what attention and MLP give
+    drop_path_schedule: Literal["constant", "linear"] = "constant"  # linear: from zero in the first block to drop_path
     whitening: bool = False  # the patch embedding starts as a whitening of the training pictures (Wu 2025)
 
     @model_validator(mode="after")

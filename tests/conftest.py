@@ -18,7 +18,7 @@ settings.load_profile("laws")
 
 CLASSES = ["cat", "dog", "emu"]
 CARD = {"image_shape": [8, 8, 3], "classes": CLASSES, "mean": [0.5] * 3, "std": [0.25] * 3, "fingerprint": "f"}
-SL_VIT = Vit(model="vit", patch_size=2, width=16, depth=3, heads=2, spt=True, lsa=True, drop_path=0.1)
+SL_VIT = Vit(model="vit", patch_size=2, width=16, depth=3, heads=2, spt=True, lsa=True, dropout=0.1, drop_path=0.1)
 RESNET = Resnet(model="resnet_cifar", depth=8, width=4)
 
 

@@ -17,7 +17,7 @@ from pipeline.config import UserError
 from pipeline.explain import cost
 from pipeline.models import zoo
 from pipeline.models.attention import Attention, LatentProjections, Locality
-from pipeline.models.base import DropPath
+from pipeline.models.base import Dropout, DropPath
 from pipeline.models.resnet import CifarResNet
 from pipeline.models.tokens import DIRECTIONS, PatchEmbedding, ShiftedPatchEmbedding, patches, shifted, whiten
 from pipeline.models.vit import VisionTransformer
@@ -35,6 +35,7 @@ NETWORKS = {  # one row a network or form: settings for pictures of 32 px
     "latent_vit": {"model": "vit", **SMALL_VIT, "mla": ["query", "value"], "mla_rank": 8, "lsa": "temperature"},
     "three_tokens": {"model": "vit", **SMALL_VIT, "class_tokens": 3, "position": "sincos", "lsa": "mask"},
     "mean_vit": {"model": "vit", **SMALL_VIT, "pool": "avg", "position": "none"},
+    "dropping_vit": {"model": "vit", **SMALL_VIT, "dropout": 0.1, "drop_path": 0.2, "drop_path_schedule": "linear"},
     "hybrid": {"model": "hybrid", **SMALL_VIT, "stem": [8, 8], "stem_stride": 2},
     "t2t": {"model": "t2t", "width": 24, "depth": 3, "heads": 3, "token_width": 8},
     "sl_t2t": {"model": "t2t", "width": 24, "depth": 3, "heads": 3, "token_width": 8, **SL},
@@ -483,6 +484,21 @@ def test_maps_are_the_tokens_in_their_places():
     images = torch.randn(1, 1, 8, 12)
     (maps,) = network.forward_intermediates(images, indices=[0])[1]
     assert torch.equal(maps[0, :, 1, 2], network.patch_embed(images)[0, 6 * 1 + 2])
+
+
+def test_dropout_keeps_the_mean_and_is_off_in_evaluation():
+    drop, tokens = Dropout(0.3), torch.ones(200, 10, 10)
+    assert drop(tokens).mean() == pytest.approx(1, abs=0.02)
+    assert (drop(tokens) == 0).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert torch.equal(drop.eval()(tokens), tokens)
+
+
+def test_the_rate_of_stochastic_depth_is_the_same_in_all_blocks_or_rises():
+    rates = {
+        schedule: [block.drop_path.rate for block in build("vit", drop_path=0.2, drop_path_schedule=schedule).blocks]
+        for schedule in ("constant", "linear")
+    }
+    assert rates["constant"] == [0.2] * 3 and rates["linear"] == pytest.approx([0, 0.1, 0.2])
 
 
 def test_drop_path_keeps_the_mean_and_is_off_in_evaluation():

@@ -1,4 +1,4 @@
-"""What our networks share: the interface, which is timm's, and stochastic depth."""
+"""What our networks share: the interface, which is timm's, and what is dropped in training."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,31 @@ import torch
 from torch import Tensor, distributed, nn
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, drop a picture's residual branch with probability `rate`.
+def kept(rate: float, *shape: int, device: torch.device) -> Tensor:
+    """Zeros with probability `rate`, and 1 / (1 - rate), for this worker's pictures (B, ...).
 
-    All workers draw for the whole global batch and each takes its rows, so the same pictures lose the same branches
+    All workers draw for the whole global batch and each takes its rows, so the same pictures lose the same things
     for any number of workers (the engine seeds every step alike on all of them).
     """
+    rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    return (torch.rand(world, *shape, device=device)[rank] >= rate) / (1 - rate)
+
+
+class Dropout(nn.Module):
+    """In training, drop each number with probability `rate` (Srivastava et al. 2014)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return tokens
+        return tokens * kept(self.rate, *tokens.shape, device=tokens.device).to(tokens.dtype)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, drop a picture's residual branch with probability `rate`."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -20,10 +39,8 @@ class DropPath(nn.Module):
     def forward(self, branch: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return branch
-        rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-        chances = torch.rand(world, len(branch), device=branch.device)[rank]
-        kept = (chances >= self.rate).to(branch.dtype) / (1 - self.rate)
-        return branch * kept.reshape(-1, *[1] * (branch.ndim - 1))
+        share = kept(self.rate, len(branch), device=branch.device).to(branch.dtype)
+        return branch * share.reshape(-1, *[1] * (branch.ndim - 1))
 
 
 class Classifier(nn.Module):

@@ -1,12 +1,13 @@
 """Plain transformers over one set of tokens; the small-data ViT of Lee et al. 2021 and its relatives."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.models.attention import PLAIN, Attention, Locality
-from pipeline.models.base import Classifier, DropPath, first_middle_last
+from pipeline.models.base import Classifier, Dropout, DropPath, first_middle_last, rising
 from pipeline.models.tokens import ConvStem, PatchEmbedding, ShiftedPatchEmbedding, behind_stem, sine_cosine
 
 
@@ -22,6 +23,7 @@ class Block(nn.Module):
         locality: Locality = PLAIN,
         latent: Collection[str] = (),
         rank: int = 64,
+        dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -30,11 +32,11 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, locality=locality, latent=latent, rank=rank)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.drop_path = DropPath(drop_path)
+        self.dropout, self.drop_path = Dropout(dropout), DropPath(drop_path)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.drop_path(self.attention(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.drop_path(self.dropout(self.attention(self.norm1(tokens))))
+        return tokens + self.drop_path(self.dropout(self.mlp(self.norm2(tokens))))
 
 
 class Encoder(Classifier):
@@ -157,7 +159,9 @@ class VisionTransformer(Encoder):
         stem: Sequence[int] = (),
         stem_stride: int = 1,
         whitening: bool = False,
+        proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        drop_path_schedule: str = "constant",
     ) -> None:
         (height, width), channels = behind_stem(img_size, in_chans, stem, stem_stride)
         grid = height // patch_size, width // patch_size
@@ -165,16 +169,17 @@ class VisionTransformer(Encoder):
         embedding: nn.Module = PatchEmbedding(patch_size, channels, embed_dim)
         if spt:
             embedding = ShiftedPatchEmbedding(patch_size, channels, embed_dim, directions=spt_directions, ratio=spt_ratio)
-        locality = Locality.of(lsa, temperature)
-
-        def block() -> Block:
-            return Block(
-                embed_dim, num_heads, mlp_ratio, locality=locality, latent=mla, rank=mla_rank, drop_path=drop_path_rate
-            )
+        rates = rising(drop_path_rate, depth) if drop_path_schedule == "linear" else [drop_path_rate] * depth
+        parts: dict[str, Any] = {
+            "locality": Locality.of(lsa, temperature),
+            "latent": mla,
+            "rank": mla_rank,
+            "dropout": proj_drop_rate,
+        }
 
         super().__init__(
             embedding,
-            [block() for _ in range(depth)],
+            [Block(embed_dim, num_heads, mlp_ratio, **parts, drop_path=rate) for rate in rates],
             grid=grid,
             width=embed_dim,
             num_classes=num_classes,
