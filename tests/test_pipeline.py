@@ -52,7 +52,7 @@ def copy_of_the_project(project):
     change(project, guidance__early__distillation="soft", guidance__constant__offline=True, training__student__ema_decay=0.9)
     few = {"students.vit.depth": {"choice": [2, 3]}}
     change(project, search__space=few, search__searcher="random", search__scheduler="none", search__epochs=None)
-    change(project, search__budget__trials=2)
+    change(project, search__budget__trials=2, evaluation__corrupted_pictures=20)
     for student in ("vit", "sl_vit"):
         change(project, **{f"students__{student}__{key}": value for key, value in small.items()})
     run("git", "add", "-A", cwd=project)
@@ -218,6 +218,7 @@ def test_a_folder_of_photographs_works(tmp_path):
             image.convert("L" if index % 10 == 9 else "RGB").save(folder / f"{index}.{('png', 'jpg', 'webp')[index % 3]}")
     change(project, data__source="image_folder", data__path=str(tmp_path / "photos"), data__image_size=32)
     change(project, training__student__batch_size=16, training__teacher__batch_size=16, experiment__unguided=["sl_vit"])
+    change(project, experiment__guided=[], experiment__guidance=[], search__budget__trials=0)
     run("dvc", "repro", cwd=project)
     rows = {row["network"]: row for row in csv.DictReader((project / "report/table.csv").open())}
     assert float(rows["unguided/sl_vit"]["test_accuracy"]) > 0.5
