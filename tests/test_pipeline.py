@@ -218,7 +218,7 @@ def test_a_folder_of_photographs_works(tmp_path):
             image.convert("L" if index % 10 == 9 else "RGB").save(folder / f"{index}.{('png', 'jpg', 'webp')[index % 3]}")
     change(project, data__source="image_folder", data__path=str(tmp_path / "photos"), data__image_size=32)
     change(project, training__student__batch_size=16, training__teacher__batch_size=16, experiment__unguided=["sl_vit"])
-    change(project, experiment__guided=[], experiment__guidance=[], search__budget__trials=0)
+    change(project, experiment__guided=[], search__budget__trials=0)
     run("dvc", "repro", cwd=project)
     rows = {row["network"]: row for row in csv.DictReader((project / "report/table.csv").open())}
     assert float(rows["unguided/sl_vit"]["test_accuracy"]) > 0.5
