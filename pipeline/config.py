@@ -491,18 +491,19 @@ def _unknown_sizes(settings: Settings) -> list[str]:
 def _offline_mistakes(settings: Settings) -> list[str]:
     """What goes beyond crops and flips of the prepared training pictures, where maps of these are stored."""
     experiment, recipe = settings.experiment, settings.training.student
-    offline = [name for name in experiment.guidance if name in settings.guidance and settings.guidance[name].offline]
+    offline = {name for name, guidance in settings.guidance.items() if guidance.offline}
     reasons = {
         f"training.student.augmentation.policy {recipe.augmentation.policy}": recipe.augmentation.policy != "none",
         "a training.student.augmentation that mixes pictures": recipe.augmentation.mixes,
         "training.student.refit": recipe.refit,
         "data.image_size null": settings.data.image_size is None,
     }
-    if settings.search.guidance is not None and settings.guidance[settings.search.guidance].offline:
+    if settings.search.guidance in offline:
         return [f"search.guidance is '{settings.search.guidance}', which is offline; a search needs the teacher itself"]
     return [
         f"guidance.{name}.offline does not go with {reason}; set it to false, or change that"
-        for name in offline
+        for name in experiment.guidance
+        if name in offline
         for reason, holds in reasons.items()
         if holds
     ]

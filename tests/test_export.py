@@ -26,7 +26,7 @@ from pipeline.training.checkpoint import Model, load_model, model_config, save_m
 from tests.conftest import CARD, CLASSES, RESNET, SL_VIT, job
 from tests.test_models import NETWORKS, TINY
 
-SWIN = Swin(model="swin", patch_size=1, depths=[1, 1], width=12, heads=[1, 2], spt=True, lsa=True)
+SWIN = Swin(model="swin", patch_size=2, depths=[1, 1], width=12, heads=[1, 2], spt=True, lsa=True)
 
 
 def folder(path, network=SL_VIT):
