@@ -56,6 +56,7 @@ def result(kind: str, name: str, seed: int, correct: int, seconds: float) -> Res
         "hardware": "abacus",
     }
     about = {"network": {"model": "vit"}, "training": {"result": "last"}, "guidance": None}
+    about |= {"guidance": {"distillation": "none", "offline": False}} if kind == "guided" else {}
     about |= {"identity": "i", "versions": {"torch": "2"}}
     curve = [{"epoch": float(e), "images_seen": 8.0 * e, "val_accuracy": 0.4 * e, "val_loss": 1.0 / e} for e in (1, 2)]
     if kind == "guided":
@@ -97,7 +98,9 @@ def test_rows_are_means_and_spreads_over_seeds():
     teacher, alone, guided = tables.comparison(RESULTS)
     assert teacher["test_accuracy_spread"] is None and teacher["seeds"] == 1
     assert alone["test_accuracy"] == pytest.approx(0.7) and alone["test_accuracy_spread"] == pytest.approx(0.1414, abs=1e-4)
-    assert guided["guidance_extra_cost"] == pytest.approx(0.2) and alone["guidance_extra_cost"] is None
+    assert guided["guidance_extra_time"] == pytest.approx(0.2) and alone["guidance_extra_time"] is None
+    assert guided["guidance_extra_macs"] == pytest.approx(0.5 / 3)  # the teacher, as large as the student, in one epoch of two
+    assert alone["guidance_extra_macs"] is None
 
 
 def test_the_networks_of_an_experiment_are_all_named():
@@ -129,7 +132,7 @@ def test_the_page_is_whole_and_escapes_what_it_is_given():
         and "2.8 M" in text
         and "189.5 M" in text
         and "± 14.1" in text
-        and "+20 %" in text
+        and "+17 %" in text
     )
     outside = re.findall(r'(?:src|href)="(?!#|data:)([^"]+)"', text)
     assert not outside, "the page must need nothing but itself"

@@ -119,8 +119,8 @@ def _of_guidance(pairs: Sequence[Pair], rows: Mapping[str, dict[str, Any]]) -> l
     if not pairs:
         return []
     told = max(pairs, key=lambda pair: rows[pair.first]["val_accuracy"])
-    cost = rows[told.first]["guidance_extra_cost"]
-    price = "" if cost is None else f", at {signed(100 * cost, 0)} % training time"
+    cost = rows[told.first]["guidance_extra_macs"]
+    price = "" if cost is None else f", for {100 * cost:.2g} % more arithmetic in training"
     one = f"{told.first} {told.verdict} {told.second}: {_points(told)}{price}."
     if len(pairs) == 1:
         return [one]

@@ -110,7 +110,8 @@ def _row(network: str, group: list[Result], groups: dict[str, list[Result]], lev
         "train_seconds": _mean(group, "training", "train_seconds"),
         "seconds_to_common_level": metrics.mean_and_spread([_seconds_to(level, result) for result in group])[0],
         "train_images_per_second": _mean(group, "training", "train_images_per_second"),
-        "guidance_extra_cost": _extra_cost(group, groups),
+        "guidance_extra_macs": _extra_macs(group, groups),
+        "guidance_extra_time": _extra_time(group, groups),
         "inference_images_per_second": _mean(group, "test", "inference_images_per_second"),
     }
 
@@ -130,7 +131,23 @@ def _seconds_to(level: float, result: Result) -> float:
     return result.training["train_seconds"] * epochs / len(result.curve)
 
 
-def _extra_cost(group: list[Result], groups: dict[str, list[Result]]) -> float | None:
+def _extra_macs(group: list[Result], groups: dict[str, list[Result]]) -> float | None:
+    """The teacher's forward passes, in the epochs in which it is run, over three times the student's: forward and backward."""
+    teacher = next((results for results in groups.values() if results[0].kind == "teacher"), None)
+    if group[0].kind != "guided" or teacher is None:
+        return None
+    run = metrics.mean_and_spread([_epochs_with_teacher(result) / len(result.curve) for result in group])[0]
+    return run * teacher[0].test["macs"] / (3 * group[0].test["macs"])
+
+
+def _epochs_with_teacher(result: Result) -> int:
+    guidance = result.config["espalier"]["guidance"]
+    if guidance["distillation"] != "none":
+        return len(result.curve)
+    return 0 if guidance["offline"] else sum(row["beta"] > 0 for row in result.curve)
+
+
+def _extra_time(group: list[Result], groups: dict[str, list[Result]]) -> float | None:
     """Training time, at the median pace, over that of the same student without guidance, less one; None without such a pair."""
     if group[0].kind != "guided":
         return None
