@@ -1,5 +1,6 @@
 """Small jobs and settings that many tests share."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.config import Augmentation, Cluster, Resnet, Training, Vit
 from pipeline.training.checkpoint import Model, model_config
 from pipeline.training.loop import Job, Pictures
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job, and all it starts, would ignore
 settings.register_profile("laws", deadline=None)  # a law holds on a busy machine too
 settings.load_profile("laws")
 
