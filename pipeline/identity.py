@@ -15,9 +15,11 @@ TRAINING_CODE = (
     "data/augment",
     "data/batches.py",
     "data/decode.py",
+    "data/features.py",
     "data/loading.py",
     "models",
     "networks.py",
+    "offline.py",
     "similarity.py",
     "training",
 )
