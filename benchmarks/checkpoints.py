@@ -32,12 +32,12 @@ CIFAR_PICTURES, SHOWN = 50_000, 2_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=10, help="cluster.checkpoint_seconds")
+    parser.add_argument("--seconds", type=float, default=10, help="cluster.checkpoint_interval")
     arguments = parser.parse_args()
     digits = unguided.plan("vit", 0).run.job
     jobs = {"digits": (digits, 1.0), "CIFAR": (example(32, SHOWN), CIFAR_PICTURES / SHOWN)}
     for name, (job, times) in jobs.items():
-        spent = measured(replace(job, training=job.training.model_copy(update={"epochs": arguments.epochs})))
+        spent = measured(replace(job, training=job.training.model_copy(update={"duration": f"{arguments.epochs} epochs"})))
         for line in lines(spent, times, arguments.seconds):
             print(f"{name:8}{line}")
 
@@ -55,7 +55,7 @@ def measured(job: Job) -> Spent:
     """Train with a checkpoint and a report after every epoch, and take the time of each."""
     spent = Spent()
     with tempfile.TemporaryDirectory() as scratch, redirect_stdout(StringIO()), _listener(job, scratch) as listener:
-        keeper = Keeper(checkpoints.inside(scratch, "run", "checkpoints"), seconds=0)
+        keeper = Keeper(checkpoints.inside(scratch, "run", "checkpoints"), interval="0 seconds")
         keeper.epoch = _timed(keeper.epoch, spent.checkpoint)  # type: ignore[method-assign]
         told = Listener(epoch=_timed(listener.epoch, spent.report), images=listener.images)
         reporter = LocalReporter(keeper, torch.device("cpu"), told)
@@ -67,10 +67,10 @@ def measured(job: Job) -> Spent:
 def _listener(job: Job, scratch: str) -> Iterator[Listener]:
     """The one that the stages have: MLflow and a progress bar."""
     settings = Tracking(enabled=True, experiment="benchmark", folder=f"{scratch}/mlruns")
-    images = job.training.epochs * len(job.train.labels)
+    images = job.timetable.epochs * len(job.train.labels)
     with (
         tracking.run(settings, identity="benchmark", name="benchmark", tags={}, params={}) as tracked,
-        progress("benchmark", epochs=job.training.epochs, images=images) as shown,
+        progress("benchmark", epochs=job.timetable.epochs, images=images) as shown,
     ):
 
         def epoch(row: dict[str, Any]) -> None:

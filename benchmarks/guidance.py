@@ -86,7 +86,9 @@ def job(network: Network, size: int, batch_size: int) -> loop.Job:
     pictures = Pictures(rng.integers(0, 256, (batch_size, size, size, 3), dtype=np.uint8), rng.integers(0, 100, batch_size))
     card = {"image_shape": [size, size, 3], "classes": [*map(str, range(100))], "mean": [0.5] * 3, "std": [0.25] * 3}
     (recipes,) = config.load("training", path=Path("params.yaml"))
-    recipe: Training = recipes.student.model_copy(update={"batch_size": batch_size, "epochs": 1, "warmup_epochs": 0})
+    recipe: Training = recipes.student.model_copy(
+        update={"batch_size": batch_size, "duration": "1 epoch", "warmup": "0 epochs"}
+    )
     arguments = models.arguments(network, image_shape=card["image_shape"], classes=100)
     return loop.Job(model_config(network.model, arguments, card, {}), recipe, 0, pictures, pictures)
 
@@ -100,7 +102,7 @@ def features(teacher: Model, pictures: int) -> Features:
 
 def step(made: loop.Job, device: torch.device, *, guides: bool) -> Callable[[], None]:
     """An epoch of one step, as the loop does it."""
-    keeper = distributed.Keeper("unused", seconds=float("inf"))
+    keeper = distributed.Keeper("unused", interval="999999 hours")
     reporter = distributed.LocalReporter(keeper, device, distributed.Listener())
     source = open_source(made.train, device)
     state = loop._fresh(made, device, source)
@@ -118,7 +120,7 @@ def step(made: loop.Job, device: torch.device, *, guides: bool) -> Callable[[], 
 
 def look(made: loop.Job, device: torch.device) -> Callable[[], object]:
     """The measurement of likeness after an epoch, on the pictures of one step."""
-    keeper = distributed.Keeper("unused", seconds=float("inf"))
+    keeper = distributed.Keeper("unused", interval="999999 hours")
     reporter = distributed.LocalReporter(keeper, device, distributed.Listener())
     source = open_source(made.train, device)
     state = loop._fresh(made, device, source)

@@ -91,12 +91,12 @@ def rate(shown: Iterator[tuple[Tensor, Tensor]], device: torch.device) -> float:
 
 def ours(name: str, source: Resident, epoch: int, args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
     recipe = Training(
-        epochs=1,
+        duration="1 epoch",
         batch_size=args.batch_size,
         optimizer="adamw",
         learning_rate=1e-3,
         weight_decay=0.05,
-        warmup_epochs=0,
+        warmup="0 epochs",
         label_smoothing=0.1,
         precision="float32",
         augmentation=RECIPES[name],

@@ -80,7 +80,7 @@ def seconds(stages: tuple[list[str], ...], epochs: int) -> float:
         params["experiment"] |= {"seeds": [0, 1], "unguided": ["vit"], "guided": []}
         params["tracking"]["enabled"] = False
         for recipe in params["training"].values():
-            recipe["epochs"] = epochs
+            recipe["duration"] = f"{epochs} epochs"
         YAML().dump(params, Path(scratch, "params.yaml"))
         Path(scratch, "data").mkdir()
         Path(scratch, "data/prepared").symlink_to(ROOT / "data/prepared")

@@ -57,12 +57,12 @@ def example(size: int, count: int) -> Job:
 
 def recipe() -> Training:
     return Training(
-        epochs=5,
+        duration="5 epochs",
         batch_size=128,
         optimizer="adamw",
         learning_rate=1e-3,
         weight_decay=0.05,
-        warmup_epochs=1,
+        warmup="1 epoch",
         label_smoothing=0.1,
         precision="float32",
         augmentation=Augmentation(crop_padding=4),
@@ -76,7 +76,7 @@ def bare(job: Job) -> list[float]:
     optimizer = optim.build([network], job.training)
     to_input = Pixels.of([0.5] * 3, [0.25] * 3, torch.device("cpu"))
     rates = []
-    for epoch in range(job.training.epochs):
+    for epoch in range(job.timetable.epochs):
         started, images = time.perf_counter(), 0
         for pictures, labels in _batches(job, epoch):
             loss = F.cross_entropy(network(to_input(pictures)), labels, label_smoothing=0.1)

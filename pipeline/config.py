@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import networks
+from pipeline.durations import Interval, Length, Part, PartOrNone, reaches
 from pipeline.networks import AnyNetwork, Network, Resnet, Vit  # noqa: F401 (also known here)
 from pipeline.section import Count, Fraction, Positive, Probability, Section, UserError
 from pipeline.space import Search
@@ -107,8 +108,7 @@ class Augmentation(Section):
 class Training(Section):
     """A recipe. The batch is the global one: it never depends on the number of workers."""
 
-    epochs: Annotated[int, Field(ge=0)] = 0  # 0: as many as it takes to see `images`
-    images: Count | None = None  # the budget in pictures seen, each counted as often as it is shown, instead of epochs
+    duration: Length  # in epochs, steps or images, each picture counted as often as it is shown
     passes_per_epoch: Count = 1  # over all pictures: 3 is what Lee et al. call an epoch with "repeated augmentation"
     batch_size: Count
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None  # pixels, of the batches; null: as the pictures are stored
@@ -118,7 +118,7 @@ class Training(Section):
     reference_batch_size: Count | None = None  # the one that learning_rate is for; it is scaled to batch_size by their ratio
     schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"  # step: a tenth from 1/2, a hundredth from 3/4 on
     floor_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the peak, where the schedule ends
-    warmup_epochs: Annotated[float, Field(ge=0)]
+    warmup: PartOrNone
     weight_decay: Annotated[float, Field(ge=0)]
     decay_all: bool = False  # norms, biases, tokens and positions too
     gradient_clip: Positive | None = None  # the largest norm of the gradient
@@ -127,17 +127,15 @@ class Training(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None  # per step, of an average of the weights
     result: Literal["last", "ema", "best", "best_ema"] = "last"  # the weights that are kept; best by validation accuracy
     refit: bool = False  # then train anew on train and validation, to the epoch of the result
-    patience_epochs: Count | None = None  # stop after so many without a better validation accuracy
+    patience: Part | None = None  # stop after so long without a better validation accuracy
     precision: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 on GPUs that have it, float32 elsewhere
     compile: bool = False  # by torch.compile
     augmentation: Augmentation
 
     @model_validator(mode="after")
-    def _one_budget(self) -> "Training":
-        if (self.images is None) == (self.epochs == 0):
-            raise ValueError(f"the budget is either epochs (here {self.epochs}) or images (here {self.images or 0})")
-        if self.epochs and self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}")
+    def _warmup_ends(self) -> "Training":
+        if reaches(self.warmup, self.duration):
+            raise ValueError(f"warmup '{self.warmup}' must be less than duration '{self.duration}'")
         return self
 
     @model_validator(mode="after")
@@ -178,9 +176,9 @@ class Guidance(Section):
     """Locality guidance (Li et al. 2022) and how its weight beta goes over the training."""
 
     beta: Annotated[float, Field(ge=0)]
-    schedule: Literal["constant", "linear", "cosine", "step", "adaptive"]  # step: whole up to end_fraction, then gone
-    end_fraction: Annotated[float, Field(gt=0, le=1)] | None = None  # of the epochs, where beta reaches 0
-    window_fraction: Fraction = 1 / 6  # adaptive: of the epochs, over which the loss is smoothed, twice
+    schedule: Literal["constant", "linear", "cosine", "step", "adaptive"]  # step: whole up to `end`, then gone
+    end: Part | None = None  # when beta reaches 0; the teacher is let go after that epoch
+    window: Part = "16.67 %"  # adaptive: over which the loss is smoothed, twice, in whole epochs
     stop_slope: float = -6.0  # adaptive: of the smoothed loss, in its change over a whole training; flatter ends guidance
     loss: Literal["mse", "cosine", "attention"] = "mse"
     normalise: bool = False  # maps to zero mean and unit variance, picture by picture and channel by channel, before the loss
@@ -209,10 +207,10 @@ class Guidance(Section):
     @model_validator(mode="after")
     def _end_belongs_to_a_decay(self) -> "Guidance":
         if self.schedule in ("constant", "adaptive"):
-            if self.end_fraction is not None:
-                raise ValueError(f"end_fraction has no effect on schedule {self.schedule}; remove it, or choose cosine")
-        elif self.end_fraction is None:
-            raise ValueError(f"end_fraction is missing: where, in (0, 1], does schedule {self.schedule} reach zero?")
+            if self.end is not None:
+                raise ValueError(f"end has no effect on schedule {self.schedule}; remove it, or choose cosine")
+        elif self.end is None:
+            raise ValueError(f"end is missing: when does schedule {self.schedule} reach zero? say '34 %' or '10 epochs'")
         return self
 
 
@@ -258,7 +256,7 @@ class Cluster(Section):
     max_failures: Annotated[int, Field(ge=0)] = 2  # restarts from the last checkpoint after a lost worker
     scratch: str = ".runs"  # unfinished and finished runs, by their identity
     checkpoints: str | None = None  # a folder or URI that all nodes reach; null: in scratch
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 10  # between two checkpoints, which are written after an epoch
+    checkpoint_interval: Interval = "10 seconds"  # at least, between two checkpoints, which are written after an epoch
 
     @model_validator(mode="after")
     def _elastic_range(self) -> "Cluster":

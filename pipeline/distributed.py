@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import sys
@@ -25,6 +26,7 @@ from filelock import FileLock, Timeout
 from pipeline import checkpoints, files, preflight, scheduling
 from pipeline.checkpoints import Checkpoints
 from pipeline.config import Cluster, UserError
+from pipeline.durations import SECONDS, parsed
 from pipeline.together import InThread
 
 if TYPE_CHECKING:
@@ -108,16 +110,22 @@ def _read(folder: Path) -> Trained:
 
 
 class Keeper:
-    """Writes a checkpoint whenever the last one is old enough."""
+    """Writes a checkpoint whenever the last one is old enough: "10 seconds", or "5 epochs"."""
 
-    def __init__(self, place: str, seconds: float) -> None:
-        self.kept, self._seconds, self._written = Checkpoints(place), seconds, time.monotonic()
+    def __init__(self, place: str, interval: str) -> None:
+        self.kept, self._interval, self._written = Checkpoints(place), parsed(interval), time.monotonic()
 
     def epoch(self, epoch: int, checkpoint: Callable[[], bytes]) -> None:
-        """An epoch has ended, after which the state is what `checkpoint()` gives."""
-        if time.monotonic() - self._written >= self._seconds:
+        """An epoch has ended, the first of which is 1, after which the state is what `checkpoint()` gives."""
+        if self._is_due(epoch):
             self.kept.write(epoch, checkpoint())
             self._written = time.monotonic()
+
+    def _is_due(self, epoch: int) -> bool:
+        number, unit = self._interval
+        if unit == "epoch":
+            return epoch % max(1, math.ceil(number)) == 0
+        return time.monotonic() - self._written >= number * SECONDS[unit]
 
 
 class LocalReporter:
@@ -146,7 +154,7 @@ def _in_process(job: Job, cluster: Cluster, place: str, listener: Listener) -> T
 
     if cluster.cpus_per_worker:
         torch.set_num_threads(cluster.cpus_per_worker)
-    keeper = Keeper(place, cluster.checkpoint_seconds)
+    keeper = Keeper(place, cluster.checkpoint_interval)
     keeper.kept.check()
     reporter = LocalReporter(keeper, engine.device_of(cluster.use_gpu), listener)
     state = loop.train(job, reporter, residence=cluster.data)
@@ -237,7 +245,7 @@ def _on_ray(job: Job, cluster: Cluster, place: str, listener: Listener) -> Train
             "job": ray.put(job),
             "events": events,
             "place": place,
-            "checkpoint_seconds": cluster.checkpoint_seconds,
+            "checkpoint_interval": cluster.checkpoint_interval,
             "residence": cluster.data,
         }
         nodes = nodes_of_ray()
@@ -342,7 +350,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     from pipeline.training import loop
 
-    keeper = Keeper(config["place"], config["checkpoint_seconds"])
+    keeper = Keeper(config["place"], config["checkpoint_interval"])
     reporter = RayReporter(config["events"], keeper, get_device())
     try:
         reporter.first(keeper.kept.check)

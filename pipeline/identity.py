@@ -17,6 +17,7 @@ TRAINING_CODE = (
     "data/decode.py",
     "data/features.py",
     "data/loading.py",
+    "durations.py",
     "models",
     "networks.py",
     "offline.py",

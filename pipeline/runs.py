@@ -9,6 +9,7 @@ from pipeline.config import Guidance, Network, Training, UserError
 from pipeline.data import batches, loading, prepared
 from pipeline.data.features import Features
 from pipeline.data.loading import Pictures
+from pipeline.durations import Timetable
 from pipeline.identity import identity, versions
 from pipeline.training.checkpoint import Model, model_config
 from pipeline.training.loop import Job
@@ -45,8 +46,8 @@ class Run:
     @property
     def images(self) -> int:
         """How many pictures it trains on, each counted as often as it is shown."""
-        steps = batches.steps_per_epoch(len(self.job.train.labels), self.job.training)
-        return (self.job.until or self.job.training.epochs) * steps * self.job.training.batch_size
+        times = self.job.timetable
+        return times.steps_after(self.job.until or times.epochs) * times.batch_size
 
 
 def data(folder: Path) -> Data:
@@ -73,7 +74,8 @@ def of(
     """The run of these settings. Raises UserError where they do not suit the data."""
     if guidance and guidance.offline and not features:
         raise UserError("guidance with offline needs the features that a stage of that name stores; set offline to false")
-    training = batches.budgeted(training, len(data.train.labels)).model_copy(update={"refit": False})
+    training = training.model_copy(update={"refit": False})
+    _refuse_what_does_not_end(training, guidance, batches.timetable(len(data.train.labels), training))
     card = data.card | {"image_shape": batches.image_shape(data.card, training)}
     settings = {
         "network": network.model_dump(),
@@ -90,6 +92,15 @@ def of(
     return Run(named, about, settings, Job(config, training, seed, data.train, data.validation, guidance, teacher, features))
 
 
+def _refuse_what_does_not_end(training: Training, guidance: Guidance | None, timetable: Timetable) -> None:
+    """Raise UserError where the warm-up or a guidance would last longer than the training."""
+    whole = f"duration '{training.duration}', {timetable.total_steps} steps here"
+    if (warmup := timetable.steps(training.warmup)) >= timetable.total_steps:
+        raise UserError(f"warmup '{training.warmup}' is {warmup} steps; it must be less than {whole}")
+    if guidance and guidance.end and (end := timetable.steps(guidance.end)) > timetable.total_steps:
+        raise UserError(f"guidance end '{guidance.end}' is {end} steps; it must be at most {whole}")
+
+
 def refit_identity(run: Run) -> str:
     """The name of the training that follows where `refit` is asked for; it is known before the epochs are chosen."""
     return identity(refit=run.identity)
@@ -99,7 +110,8 @@ def refit(run: Run, *, epochs: int) -> Run:
     """The same training on the training and the validation pictures, ended after so many epochs of its schedules."""
     job, named = run.job, refit_identity(run)
     assert job.validation
-    update = {"result": "ema" if "ema" in job.training.result else "last", "patience_epochs": None}
+    result = "ema" if "ema" in job.training.result else "last"
+    update = {"result": result, "patience": None, "duration": f"{job.timetable.epochs} epochs"}
     recipe = job.training.model_copy(update=update)
     both = loading.joined(job.train, job.validation)
     provenance = {**job.config["espalier"], "identity": named, "refit": {"of": run.identity, "epochs": epochs}}

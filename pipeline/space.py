@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.durations import Length
 from pipeline.section import Count, Positive, Probability, Section
 
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -70,7 +71,7 @@ class Search(Section):
     scheduler: Literal["none", "asha", "median"] = "asha"  # which trials are stopped early
     objective: Literal["val_accuracy", "val_loss"] = "val_accuracy"  # after a trial's last epoch
     budget: Budget
-    epochs: Count | None = None  # of a trial; null: as many as the recipe says
+    duration: Length | None = None  # of a trial; null: what the recipe says
     grace_epochs: Count = 1  # that every trial is given
     reduction_factor: Annotated[int, Field(ge=2)] = 3  # asha: the best 1 in so many go on
     points: list[dict[str, Any]] | None = None  # tried first, the rest of each as it is now; null: what is set now

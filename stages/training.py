@@ -104,7 +104,7 @@ def _places(run: Run) -> tuple[Path, Path]:
 
 def _fit(run: Run, cluster: Cluster, tracked: tracking.Run) -> Trained:
     """The training of a network, shown and tracked epoch by epoch."""
-    with progress(run.label, epochs=run.job.training.epochs, images=run.images) as shown:
+    with progress(run.label, epochs=run.job.timetable.epochs, images=run.images) as shown:
 
         def on_epoch(row: dict[str, Any]) -> None:
             shown.epoch(row)

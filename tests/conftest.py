@@ -27,12 +27,12 @@ RESNET = Resnet(model="resnet_cifar", depth=8, width=4)
 def recipe(**changes: Any) -> Training:
     """Three epochs of a small AdamW training."""
     plain = {
-        "epochs": 3,
+        "duration": "3 epochs",
         "batch_size": 16,
         "optimizer": "adamw",
         "learning_rate": 3e-3,
         "weight_decay": 0.05,
-        "warmup_epochs": 1,
+        "warmup": "1 epoch",
         "label_smoothing": 0.1,
         "precision": "float32",
         "augmentation": Augmentation(crop_padding=1, horizontal_flip=True, erase_probability=0.25),
@@ -66,7 +66,7 @@ def teacher() -> Model:
 
 def cluster(**changes: Any) -> Cluster:
     """In this process, unless told otherwise."""
-    return Cluster(**{"num_workers": 0, "use_gpu": False, "checkpoint_seconds": 0, **changes})
+    return Cluster(**{"num_workers": 0, "use_gpu": False, "checkpoint_interval": "0 seconds", **changes})
 
 
 def numbers(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ def main(identity: str, scratch: str, epochs: str, where: str) -> None:
     listener = distributed.Listener(epoch=lambda row: print("epoch", row["epoch"], flush=True), note=print)
     made = cluster(**{"cpus_per_worker": 1, "scratch": scratch, **json.loads(where)})
     try:
-        distributed.fit(job(training=recipe(epochs=int(epochs))), made, identity=identity, listener=listener)
+        distributed.fit(job(training=recipe(duration=f"{epochs} epochs")), made, identity=identity, listener=listener)
     except UserError as error:
         print("error:", error)
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from pipeline.config import POLICIES, Augmentation, UserError
 from pipeline.data import batches, loading, prepared
 from pipeline.data.augment.colours import Colours
 from pipeline.data.loading import Encoded, Resident, Source, Stored
-from tests.conftest import pictures, recipe
+from tests import conftest
+from tests.conftest import pictures
 
+recipe = partial(conftest.recipe, duration="1000 epochs")
 DATA = pictures(50, 0)
 LABELS = torch.from_numpy(DATA.labels)
 RESIDENT = Resident(torch.from_numpy(DATA.pixels), LABELS)
@@ -203,16 +206,3 @@ def test_a_file_that_vanished_is_one_line(tmp_path, monkeypatch):
 def test_what_does_not_fit_is_streamed(monkeypatch):
     monkeypatch.setattr(loading, "FREE_SHARE", 0.0)
     assert isinstance(loading.open_source(DATA, torch.device("cpu")), Stored)
-
-
-@given(st.integers(16, 500), st.integers(1, 10**5), st.integers(1, 3))
-def test_a_budget_of_images_is_the_fewest_whole_epochs_that_see_them(count, images, passes):
-    made = recipe(epochs=0, images=images, passes_per_epoch=passes, warmup_epochs=0)
-    epochs, seen = batches.budgeted(made, count).epochs, batches.plan(count, made, seed=0, epoch=0).size
-    assert (epochs - 1) * seen < images <= epochs * seen
-    assert batches.budgeted(recipe(), count) == recipe()
-
-
-def test_a_budget_that_ends_in_the_warm_up_is_refused():
-    with pytest.raises(UserError, match="images 100 are 2 epochs; warmup_epochs 2 must be less"):
-        batches.budgeted(recipe(epochs=0, images=100, warmup_epochs=2), 64)

@@ -18,7 +18,7 @@ def test_the_committed_params_are_valid():
 @pytest.mark.parametrize(
     ("path", "value", "line"),
     [
-        ("training.student.epcohs", 3, "unknown key 'training.student.epcohs'; did you mean 'epochs'?"),
+        ("training.student.duratoin", 3, "unknown key 'training.student.duratoin'; did you mean 'duration'?"),
         ("students.vit.widht", 3, "unknown key 'students.vit.widht'; did you mean 'width'?"),
         ("guidance.early.beat", 3, "unknown key 'guidance.early.beat'; did you mean 'beta'?"),
         ("studnets", {}, "unknown key 'studnets'; did you mean 'students'?"),
@@ -27,9 +27,32 @@ def test_the_committed_params_are_valid():
         ("students.vit.patch_size", 3, "students.vit.patch_size 3 does not divide data.image_size 8; 2 or 4 would"),
         ("teachers.resnet.depth", 21, "teachers.resnet.depth 21 is not 6n + 2; 20 or 26 would be"),
         ("training.student.learning_rate", -1.0, "training.student.learning_rate is -1.0: input should be greater than 0"),
-        ("training.student.epochs", "many", "training.student.epochs is 'many': input should be a valid integer"),
-        ("training.student.images", 5000, "training.student: the budget is either epochs (here 20) or images (here 5000)"),
-        ("training.student.warmup_epochs", 20, "training.student: warmup_epochs 20 must be less than epochs 20"),
+        ("training.student.accumulate", "many", "training.student.accumulate is 'many': input should be a valid integer"),
+        (
+            "training.student.duration",
+            30,
+            "training.student.duration is 30: it must be a positive number with one of the units ",
+        ),
+        (
+            "training.student.duration",
+            "0 steps",
+            "training.student.duration is '0 steps': it must be a positive number with one",
+        ),
+        ("training.student.duration", "10 %", "training.student.duration is '10 %': it must be a positive number with one of "),
+        ("training.student.warmup", "20 epochs", "training.student: warmup '20 epochs' must be less than duration '20 epochs'"),
+        ("training.student.warmup", "100 %", "training.student: warmup '100 %' must be less than duration '20 epochs'"),
+        (
+            "training.student.patience",
+            "2 weeks",
+            "training.student.patience is '2 weeks': it must be a positive number with one",
+        ),
+        ("guidance.early.end", "101 %", "guidance.early.end is '101 %': it must be a positive number with one of the units "),
+        ("guidance.early.end", None, "guidance.early: end is missing: when does schedule cosine reach zero? say '34 %' or "),
+        (
+            "cluster.checkpoint_interval",
+            "3 steps",
+            "cluster.checkpoint_interval is '3 steps': it must be a number with one of ",
+        ),
         (
             "cluster.num_workers",
             5,
@@ -70,7 +93,7 @@ def test_the_committed_params_are_valid():
         ("experiment.seeds", [], "experiment.seeds is []: list should have at least 1 item after validation, not 0"),
         ("data.source", "cifra", "data.source is 'cifra': input should be 'digits', 'image_folder', 'parquet'"),
         ("data.download", True, "data: download is known for cifar10, cifar100, svhn, flowers102, not for digits; fetch it"),
-        ("guidance.constant.end_fraction", 0.5, "guidance.constant: end_fraction has no effect on schedule constant"),
+        ("guidance.constant.end", "50 %", "guidance.constant: end has no effect on schedule constant"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(params, path, value, line):
@@ -95,7 +118,7 @@ def test_a_missing_key_is_named(params):
 
 
 def test_all_mistakes_are_told_at_once(params):
-    params["training"]["student"]["epochs"] = 0
+    params["training"]["student"]["duration"] = "0 epochs"
     params["data"]["image_size"] = 2
     with pytest.raises(UserError) as error:
         config.parse(params)

@@ -12,7 +12,7 @@ STAGES = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
 TEST = "data/prepared/test.arrow"
 
 LAYERS = [  # a module may import those of earlier lines, and of its own
-    "config networks section space metrics files identity progress scheduling similarity together",
+    "config durations networks section space metrics files identity progress scheduling similarity together",
     "data models registry tracking checkpoints",
     "training",
     "explain preflight distributed prediction export served runs offline",

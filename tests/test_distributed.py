@@ -14,7 +14,7 @@ from tests.conftest import cluster, job, numbers, recipe, teacher
 from tests.driver import start
 from tests.nodes import nodes
 
-EARLY = Guidance(beta=2.5, schedule="linear", end_fraction=0.5)
+EARLY = Guidance(beta=2.5, schedule="linear", end="50 %")
 
 
 class Interrupted(Exception):
@@ -47,7 +47,7 @@ def one_thread():
 
 
 def test_ray_equals_this_process_and_goes_on_after_an_interruption(tmp_path):
-    made, told = job(guidance=EARLY, teacher=teacher(), training=recipe(epochs=4)), []
+    made, told = job(guidance=EARLY, teacher=teacher(), training=recipe(duration="4 epochs")), []
     here = fit(made, tmp_path / "here", workers=0)
     with pytest.raises(Interrupted):
         fit(made, tmp_path / "ray", workers=1, stop_after=2)
@@ -60,7 +60,7 @@ def test_ray_equals_this_process_and_goes_on_after_an_interruption(tmp_path):
 
 
 def test_a_killed_worker_is_replaced_and_nothing_shows(tmp_path):
-    made, told, killed = job(training=recipe(epochs=40)), [], []
+    made, told, killed = job(training=recipe(duration="40 epochs")), [], []
 
     def on_epoch(row):
         told.append(row["epoch"])
@@ -79,13 +79,13 @@ def test_a_killed_worker_is_replaced_and_nothing_shows(tmp_path):
 
 
 def test_two_workers_have_the_loss_curve_of_one(tmp_path):
-    made = job(guidance=EARLY, teacher=teacher(), training=recipe(epochs=4, warmup_epochs=1))
+    made = job(guidance=EARLY, teacher=teacher(), training=recipe(duration="4 epochs", warmup="1 epochs"))
     close(fit(made, tmp_path / "one", workers=0), fit(made, tmp_path / "two", workers=2), 1e-4)
 
 
 @pytest.mark.slow
 def test_the_number_of_workers_may_change_on_the_way(tmp_path):
-    made = job(guidance=EARLY, teacher=teacher(), training=recipe(epochs=30))
+    made = job(guidance=EARLY, teacher=teacher(), training=recipe(duration="30 epochs"))
     here, stops = fit(made, tmp_path / "here", workers=0), {2: 8, 0: 16, 1: None}
     for workers, stop in stops.items():
         if stop is None:
@@ -174,7 +174,7 @@ def test_a_training_that_lost_too_many_nodes_says_that_it_waits_and_goes_on_with
 def test_two_nodes_have_the_loss_curve_of_one_process(tmp_path):
     with nodes(1, 1) as two:
         ended_well(start("two", tmp_path, epochs=4, address=two.address, num_workers=2, placement="spread"))
-    here = fit(job(training=recipe(epochs=4)), tmp_path / "here", workers=0)
+    here = fit(job(training=recipe(duration="4 epochs")), tmp_path / "here", workers=0)
     close(here, distributed._read(tmp_path / "two/finished"), 1e-4)
 
 
@@ -214,4 +214,4 @@ def test_a_place_that_is_lost_on_the_way_ends_all_workers_with_one_line(tmp_path
     where = cluster(num_workers=2, cpus_per_worker=1, scratch=str(tmp_path))
     listener = distributed.Listener(epoch=on_epoch)
     with pytest.raises(UserError, match=r"^no checkpoint of epoch \d+ in .*run/checkpoints \("):
-        distributed.fit(job(training=recipe(epochs=400)), where, identity="run", listener=listener)
+        distributed.fit(job(training=recipe(duration="400 epochs")), where, identity="run", listener=listener)

@@ -64,7 +64,7 @@ def fit(where, identity="run", *, workers=0, stop_after=None, told=None):
 
     made = cluster(num_workers=workers, cpus_per_worker=1, **where)
     listener = distributed.Listener(epoch=on_epoch)
-    return distributed.fit(job(training=recipe(epochs=4)), made, identity=identity, listener=listener)
+    return distributed.fit(job(training=recipe(duration="4 epochs")), made, identity=identity, listener=listener)
 
 
 # What a place is called

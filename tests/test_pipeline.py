@@ -47,7 +47,7 @@ def copy_of_the_project(project):
     run("git", "init", "-q", cwd=project)
     run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "start", cwd=project)
     small = {"width": 16, "depth": 2, "heads": 2}
-    change(project, cluster__num_workers=0, cluster__checkpoint_seconds=0)
+    change(project, cluster__num_workers=0, cluster__checkpoint_interval="0 seconds")
     change(project, training__student__epochs=4, training__teacher__epochs=2, experiment__guided=["vit"])
     change(project, guidance__early__distillation="soft", guidance__constant__offline=True, training__student__ema_decay=0.9)
     few = {"students.vit.depth": {"choice": [2, 3]}}
@@ -170,11 +170,11 @@ def test_an_experiment_in_a_copy_of_the_project_keeps_its_runs_in_the_projects_m
 
 def test_a_mistake_is_one_line_and_leaves_nothing(project):
     before = (project / "params.yaml").read_text()
-    change(project, training__student__epocs=3)
+    change(project, training__student__duratoin=3)
     failed = run(sys.executable, "-m", "stages.unguided", "vit", "0", cwd=project, check=False)
     (project / "params.yaml").write_text(before)
     assert failed.returncode == 1 and failed.stdout == ""
-    assert failed.stderr == "error: params.yaml: unknown key 'training.student.epocs'; did you mean 'epochs'?\n"
+    assert failed.stderr == "error: params.yaml: unknown key 'training.student.duratoin'; did you mean 'duration'?\n"
 
 
 def test_a_missing_teacher_is_one_line(project, tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.config import Guidance, UserError, Vit
+from pipeline.durations import Timetable
 from pipeline.training import engine, guidance, optim, selection
 from pipeline.training.checkpoint import Model
 from tests.conftest import RESNET, SL_VIT, job, numbers, recipe, teacher
@@ -27,7 +28,7 @@ PLAIN = Vit(model="vit", patch_size=2, width=16, depth=2, heads=2)  # nothing ra
 @pytest.mark.parametrize("optimizer", list(optim.OPTIMIZERS))
 def test_every_optimizer_learns_and_goes_on(optimizer, tmp_path):
     rate = {"sgd": 0.05, "lion": 1e-3}.get(optimizer, 3e-3)
-    made = job(PLAIN, recipe(optimizer=optimizer, learning_rate=rate, epochs=8))
+    made = job(PLAIN, recipe(optimizer=optimizer, learning_rate=rate, duration="8 epochs"))
     unbroken = fit(made, tmp_path / "unbroken")
     assert unbroken.history[-1]["train_loss"] < unbroken.history[0]["train_loss"]
     with pytest.raises(Interrupted):
@@ -36,7 +37,7 @@ def test_every_optimizer_learns_and_goes_on(optimizer, tmp_path):
 
 
 def test_a_full_recipe_resumes_bitwise_guided_or_not(tmp_path):
-    made = job(RESNET, recipe(**FULL, epochs=4), guidance=Guidance(beta=1.0, schedule="constant"), teacher=teacher())
+    made = job(RESNET, recipe(**FULL, duration="4 epochs"), guidance=Guidance(beta=1.0, schedule="constant"), teacher=teacher())
     unbroken = fit(made, tmp_path / "unbroken")
     for stop in (1, 3):
         with pytest.raises(Interrupted):
@@ -117,7 +118,7 @@ def test_the_result_is_the_first_of_the_best_epochs():
 
 
 def test_the_weights_of_the_best_epoch_are_kept(tmp_path):
-    made = job(training=recipe(result="best", epochs=6, learning_rate=0.05))
+    made = job(training=recipe(result="best", duration="6 epochs", learning_rate=0.05))
     trained = fit(made, tmp_path)
     chosen = selection.chosen(trained.history, made.training)
     scale = engine.Pixels.of([0.5] * 3, [0.25] * 3, torch.device("cpu"))
@@ -129,10 +130,11 @@ def test_the_weights_of_the_best_epoch_are_kept(tmp_path):
 
 
 def test_patience_ends_a_training_that_no_longer_gets_better(tmp_path):
-    over = recipe(epochs=10, patience_epochs=2)
-    assert not selection.is_over(rows(0.5, 0.4), over) and selection.is_over(rows(0.5, 0.4, 0.5), over)
-    assert not selection.is_over(rows(0.5, 0.4, 0.6), over)
-    stuck = fit(job(training=recipe(epochs=30, learning_rate=1e-9, patience_epochs=3)), tmp_path)
+    over = recipe(duration="10 epochs", patience="2 epochs")
+    times = Timetable(steps_per_epoch=3, total_steps=30, batch_size=16)
+    assert not selection.is_over(rows(0.5, 0.4), over, times) and selection.is_over(rows(0.5, 0.4, 0.5), over, times)
+    assert not selection.is_over(rows(0.5, 0.4, 0.6), over, times)
+    stuck = fit(job(training=recipe(duration="30 epochs", learning_rate=1e-9, patience="3 epochs")), tmp_path)
     assert len(stuck.history) < 30
 
 
@@ -155,7 +157,8 @@ def test_half_precision_needs_a_gpu(tmp_path):
 
 def test_the_rate_grows_with_the_batch_only_when_asked_to():
     plain, scaled = recipe(), recipe(reference_batch_size=4)
-    at = [optim.learning_rate_at(3, setting, steps_per_epoch=2) for setting in (plain, scaled)]
+    times = Timetable(steps_per_epoch=2, total_steps=6, batch_size=16)
+    at = [optim.learning_rate_at(3, setting, times) for setting in (plain, scaled)]
     assert at[1] == pytest.approx(at[0] * 16 / 4)
 
 
@@ -201,18 +204,19 @@ def test_the_slope_of_a_line_is_its_slope_and_needs_two_windows():
 
 
 def test_adaptive_guidance_ends_where_the_loss_gets_flat_and_stays_ended():
-    setting = Guidance(beta=1.0, schedule="adaptive", window_fraction=0.05, stop_slope=-6.0)
+    times = Timetable(steps_per_epoch=10, total_steps=2000, batch_size=1)
+    setting = Guidance(beta=1.0, schedule="adaptive", window="5 %", stop_slope=-6.0)
     falling = [{"guidance_loss": 5 - 0.05 * epoch, "beta": 1.0} for epoch in range(60)]
     flat = [{"guidance_loss": 2.0, "beta": 1.0} for _ in range(20)]
-    assert guidance.goes_on(setting, falling, epochs=200)  # -0.05 an epoch is -10 over the whole
-    assert not guidance.goes_on(setting, falling + flat, epochs=200)
-    assert not guidance.goes_on(setting, [*falling, {"guidance_loss": 0.0, "beta": 0.0}], epochs=200)
+    assert guidance.goes_on(setting, falling, times)  # -0.05 an epoch is -10 over the whole
+    assert not guidance.goes_on(setting, falling + flat, times)
+    assert not guidance.goes_on(setting, [*falling, {"guidance_loss": 0.0, "beta": 0.0}], times)
 
 
 def test_adaptive_guidance_goes_on_as_it_would_have(tmp_path):
-    setting = Guidance(beta=1.0, schedule="adaptive", window_fraction=0.2, stop_slope=-0.5)
+    setting = Guidance(beta=1.0, schedule="adaptive", window="20 %", stop_slope=-0.5)
     steady = SL_VIT.model_copy(update={"dropout": 0.0})  # whose guidance loss gets flat in ten epochs
-    made = job(steady, training=recipe(epochs=10, learning_rate=0.02), guidance=setting, teacher=teacher())
+    made = job(steady, training=recipe(duration="10 epochs", learning_rate=0.02), guidance=setting, teacher=teacher())
     unbroken = fit(made, tmp_path / "unbroken")
     betas = [row["beta"] for row in unbroken.history]
     assert betas[:4] == [1.0] * 4 and betas[-1] == 0.0 and betas == sorted(betas, reverse=True)

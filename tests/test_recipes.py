@@ -24,7 +24,7 @@ def networks(path: Path) -> list[tuple[str, str]]:
 def job(settings: Settings, kind: str, name: str, **changes) -> Job:
     """Two steps of two pictures, otherwise as the recipe has it."""
     recipe = getattr(settings.training, kind)
-    short = recipe.model_copy(update={"epochs": 1, "batch_size": 2, "warmup_epochs": 0, "passes_per_epoch": 1})
+    short = recipe.model_copy(update={"duration": "2 steps", "batch_size": 2, "warmup": "0 steps", "passes_per_epoch": 1})
     rng, stored = np.random.default_rng(0), settings.data.image_size
     pictures = Pictures(rng.integers(0, 256, (4, stored, stored, 3), dtype=np.uint8), np.arange(4))
     side = recipe.image_size or stored

@@ -19,7 +19,7 @@ from stages import common, training
 from tests.conftest import SL_VIT, cluster, recipe
 
 NOWHERE = Tracking(enabled=False, experiment="none", folder="none")
-BEST = recipe(epochs=4, result="best_ema", ema_decay=0.9)
+BEST = recipe(duration="4 epochs", result="best_ema", ema_decay=0.9)
 REFIT = BEST.model_copy(update={"refit": True})
 
 

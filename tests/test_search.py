@@ -34,8 +34,8 @@ def search(**changes) -> Search:
 
 def subject(params, **changes) -> Subject:
     """A small student on 70 pictures; epochs, batch size and seeds fit for a test."""
-    small = {WIDTH: 16, "students.vit.heads": 2, DEPTH: 2, BATCH: 16, "training.student.epochs": 3}
-    settings = config.replaced(params, {**small, "training.student.warmup_epochs": 1})
+    small = {WIDTH: 16, "students.vit.heads": 2, DEPTH: 2, BATCH: 16, "training.student.duration": "3 epochs"}
+    settings = config.replaced(params, {**small, "training.student.warmup": "1 epoch"})
     data = runs.Data({**CARD, "channels": 3}, pictures(70, seed=1), pictures(31, seed=2))
     plan = search(**changes)
     return Subject(plan, config.replaced(settings, {"search": plan.model_dump()}), data, {})
@@ -165,9 +165,9 @@ def test_a_guided_candidate_is_the_run_of_the_stage_guided(params):
 
 
 def test_the_epochs_of_a_search_go_before_those_of_the_recipe(params):
-    assert subject(params, epochs=2).run({DEPTH: 1}, 0).job.training.epochs == 2
-    with pytest.raises(UserError, match="candidate: training.student: warmup_epochs 1 must be less than epochs 1"):
-        subject(params, epochs=1).run({DEPTH: 1}, 0)
+    assert subject(params, duration="2 epochs").run({DEPTH: 1}, 0).job.timetable.epochs == 2
+    with pytest.raises(UserError, match="candidate: training.student: warmup '1 epoch' must be less than duration '1 epoch'"):
+        subject(params, duration="1 epoch").run({DEPTH: 1}, 0)
 
 
 @pytest.mark.parametrize("budget", [{"trials": 9, "images": 64 * 4}, {"trials": 4}])

@@ -24,7 +24,7 @@ def test_a_search_fills_all_nodes_of_a_cluster_and_survives_the_loss_of_one(para
     try:
         second = nodes.add_node(num_cpus=1)
         monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-        made = subject(params, epochs=80, budget={"trials": 3})
+        made = subject(params, duration="80 epochs", budget={"trials": 3})
         listener = tune.Listener(epoch=count, ended=lambda trial: running.discard(trial.number))
         done = run(made, tmp_path, listener=listener)
     finally:

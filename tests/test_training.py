@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from pipeline import distributed, metrics
 from pipeline.config import Augmentation, Guidance, UserError
 from pipeline.data import loading
+from pipeline.durations import Timetable
 from pipeline.training import engine, guidance, loop, optim
 from pipeline.training.checkpoint import Model, State
 from tests.conftest import RESNET, SL_VIT, cluster, job, numbers, recipe, teacher
 
 CONSTANT = Guidance(beta=2.5, schedule="constant")
-EARLY = Guidance(beta=2.5, schedule="cosine", end_fraction=0.5)
+EARLY = Guidance(beta=2.5, schedule="cosine", end="50 %")
 
 
 class Interrupted(Exception):
@@ -68,7 +69,7 @@ def test_resumed_equals_unbroken(made, stop_after, tmp_path):
 
 
 def test_a_training_learns(tmp_path):
-    trained = fit(job(training=recipe(epochs=12, warmup_epochs=2)), tmp_path)
+    trained = fit(job(training=recipe(duration="12 epochs", warmup="2 epochs")), tmp_path)
     assert trained.history[-1]["val_accuracy"] > 0.8 > trained.history[0]["val_accuracy"]
 
 
@@ -101,7 +102,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
 
 def test_checkpoints_are_as_far_apart_as_asked(tmp_path):
     with pytest.raises(Interrupted):
-        fit(job(), tmp_path, stop_after=2, checkpoint_seconds=1000)
+        fit(job(), tmp_path, stop_after=2, checkpoint_interval="1000 seconds")
     assert not list(tmp_path.rglob("epoch-*.pt"))
 
 
@@ -203,7 +204,7 @@ def test_the_teacher_stays_in_eval_mode():
 
 def test_projections_are_trained_and_checkpointed(tmp_path):
     made = job(guidance=CONSTANT, teacher=teacher())
-    keeper = distributed.Keeper(str(tmp_path), seconds=0)
+    keeper = distributed.Keeper(str(tmp_path), interval="0 seconds")
     reporter = distributed.LocalReporter(keeper, torch.device("cpu"), distributed.Listener())
     fresh = fresh_state(made).projections.state_dict()
     state = loop.train(made, reporter)
@@ -243,7 +244,7 @@ def test_a_diverging_training_is_one_line(tmp_path):
     with pytest.raises(
         UserError, match=r"^the training loss is no number from step \d on \(epoch 1, learning rate .+\); a lower"
     ):
-        fit(job(training=recipe(optimizer="sgd", learning_rate=1e30, warmup_epochs=0)), tmp_path)
+        fit(job(training=recipe(optimizer="sgd", learning_rate=1e30, warmup="0 epochs")), tmp_path)
 
 
 def test_a_batch_that_is_too_large_is_one_line(tmp_path):
@@ -264,14 +265,14 @@ def test_seeds_differ(tmp_path):
 
 @given(st.integers(1, 400), st.sampled_from(["constant", "linear", "cosine", "step"]), st.floats(0, 10))
 def test_beta_starts_whole_never_rises_and_is_zero_from_its_end(end_step, schedule, beta):
-    setting = Guidance(beta=beta, schedule=schedule, end_fraction=None if schedule == "constant" else 0.5)
+    setting = Guidance(beta=beta, schedule=schedule, end=None if schedule == "constant" else "50 %")
     values = [guidance.beta_at(step, setting, end_step=end_step) for step in range(end_step + 2)]
     assert values[0] == beta and values[end_step:] == [0.0, 0.0]
     assert all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
 
 
 def test_decays_have_their_shape():
-    linear, cosine = (Guidance(beta=2.0, schedule=name, end_fraction=1.0) for name in ("linear", "cosine"))
+    linear, cosine = (Guidance(beta=2.0, schedule=name, end="100 %") for name in ("linear", "cosine"))
     assert [guidance.beta_at(step, linear, end_step=4) for step in range(5)] == [2.0, 1.5, 1.0, 0.5, 0.0]
     assert guidance.beta_at(1, cosine, end_step=4) == pytest.approx(1 + math.sqrt(0.5))
 
@@ -281,8 +282,9 @@ FLOORS = st.just(0.0) | st.floats(1e-6, 1)
 
 @given(st.integers(0, 50), st.integers(1, 200), st.floats(1e-6, 10), st.sampled_from(list(optim.SCHEDULES)), FLOORS)
 def test_the_learning_rate_warms_up_to_its_peak_and_falls_to_its_floor(warmup, rest, peak, schedule, floor):
-    setting = recipe(learning_rate=peak, warmup_epochs=warmup, epochs=warmup + rest, schedule=schedule, floor_fraction=floor)
-    rates = [optim.learning_rate_at(step, setting, steps_per_epoch=1) for step in range(warmup + rest)]
+    setting = recipe(learning_rate=peak, warmup=f"{warmup} steps", schedule=schedule, floor_fraction=floor)
+    times = Timetable(steps_per_epoch=7, total_steps=warmup + rest, batch_size=16)
+    rates = [optim.learning_rate_at(step, setting, times) for step in range(warmup + rest)]
     assert rates[warmup] == pytest.approx(peak) == max(rates) and min(rates[warmup:]) >= floor * peak > 0 or floor == 0
     assert rates[: warmup + 1] == sorted(rates[: warmup + 1]) and rates[warmup:] == sorted(rates[warmup:], reverse=True)
 

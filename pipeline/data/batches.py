@@ -4,7 +4,6 @@ A batch is a function of (seed, epoch, step). The global batch is fixed; worker 
 consecutive rows, so that any number of workers trains on the same pictures with the same pixels.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from pipeline.data.augment.chances import Chances
 from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import RECTANGLE_DRAWS, Frame
 from pipeline.data.loading import Source, Take
+from pipeline.durations import Timetable
 
 BYTES_AT_ONCE = 2**21  # of small batches that are augmented together
 
@@ -42,17 +42,10 @@ def steps_per_epoch(pictures: int, recipe: Training) -> int:
     return recipe.passes_per_epoch * pictures // recipe.batch_size
 
 
-def budgeted(recipe: Training, pictures: int) -> Training:
-    """The recipe with its epochs counted, where its budget is in images; the last epoch is whole.
-
-    Raises UserError where the warm-up would not end.
-    """
-    if recipe.images is None:
-        return recipe
-    epochs = math.ceil(recipe.images / (steps_per_epoch(pictures, recipe) * recipe.batch_size))
-    if recipe.warmup_epochs >= epochs:
-        raise UserError(f"images {recipe.images} are {epochs} epochs; warmup_epochs {recipe.warmup_epochs:g} must be less")
-    return recipe.model_copy(update={"epochs": epochs})
+def timetable(pictures: int, recipe: Training) -> Timetable:
+    """What the durations of a recipe are in steps. Raises UserError where there is not even one full batch."""
+    steps = steps_per_epoch(pictures, recipe)
+    return Timetable.of(recipe.duration, steps_per_epoch=steps, batch_size=recipe.batch_size)
 
 
 def order(pictures: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -64,10 +57,10 @@ def plan(pictures: int, recipe: Training, *, seed: int, epoch: int) -> np.ndarra
     """(steps, batch_size) the views of an epoch; view v shows picture v % pictures (see `augment.chances`).
 
     An epoch is `passes_per_epoch` permutations after each other. With repeats, a batch holds so many different pictures
-    fewer, each several times, and an epoch shows as many images as without.
+    fewer, each several times, and an epoch shows as many images as without. The last epoch ends with the training.
     """
     passes, repeats = recipe.passes_per_epoch, recipe.augmentation.repeats
-    steps, different = steps_per_epoch(pictures, recipe), recipe.batch_size // repeats
+    steps, different = timetable(pictures, recipe).steps_in(epoch), recipe.batch_size // repeats
     firsts = [order(pictures, seed=seed, epoch=epoch * passes + turn) + turn * repeats * pictures for turn in range(passes)]
     views = np.concatenate(firsts)[: steps * different].reshape(steps, different)
     return np.concatenate([views + again * pictures for again in range(repeats)], axis=1)

@@ -31,7 +31,7 @@ class Subject:
     def run(self, point: dict[str, Any], seed: int) -> runs.Run:
         """The training of a candidate. Raises UserError where its settings contradict each other, or the data."""
         search = self.search
-        changes = {"training.student.epochs": search.epochs, "training.student.images": None} if search.epochs else {}
+        changes = {"training.student.duration": search.duration} if search.duration else {}
         settings = config.parse(config.replaced(self.settings, {**changes, **point}), name="candidate")
         network, training, *guidance = (config.section(settings, name) for name in search.sections)
         kind, name = ("guided", f"{search.student}-{search.guidance}") if guidance else ("unguided", search.student)

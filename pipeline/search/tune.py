@@ -163,7 +163,7 @@ def _train_candidate(given: dict[str, Any], subject: Subject, cluster: Cluster) 
 
     def on_epoch(row: dict[str, Any]) -> None:
         history[row["epoch"] - 1 :] = [row]
-        if row["epoch"] > known and not selection.is_over(history, run.job.training):
+        if row["epoch"] > known and not selection.is_over(history, run.job.training, run.job.timetable):
             tune.report(_told([_judged(history, run, subject.search)], finished=False))
 
     try:
@@ -238,7 +238,7 @@ def _begun(point: dict[str, Any], seed: int, ledger: Ledger, subject: Subject) -
     trial = ledger.begin(point, seed)
     try:
         run = subject.run(point, seed)
-        trial.identity, trial.epochs = run.identity, run.job.training.epochs
+        trial.identity, trial.epochs = run.identity, run.job.timetable.epochs
     except UserError as error:
         trial.end(_one_line(error))
     ledger.keep(trial)

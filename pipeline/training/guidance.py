@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.config import Guidance, UserError
+from pipeline.durations import Timetable
 
 
 class Teacher(nn.Module):
@@ -148,22 +149,22 @@ def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps if tuple(maps.shape[2:]) == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-def guided_epochs(guidance: Guidance, epochs: int) -> int:
-    """How many epochs run with guidance at most; it ends with a whole epoch, after which the teacher is let go."""
+def end_step(guidance: Guidance, timetable: Timetable) -> int:
+    """The first step at which beta is 0 for good, where nothing ends it before."""
     if guidance.beta == 0:
         return 0
-    return epochs if guidance.end_fraction is None else math.ceil(guidance.end_fraction * epochs)
+    return timetable.total_steps if guidance.end is None else timetable.steps(guidance.end)
 
 
-def goes_on(guidance: Guidance, history: Sequence[dict[str, Any]], epochs: int) -> bool:
-    """Whether the next epoch runs with guidance, by what the epochs before were like. Once it has ended, it stays so."""
-    if len(history) >= guided_epochs(guidance, epochs):
+def goes_on(guidance: Guidance, history: Sequence[dict[str, Any]], timetable: Timetable) -> bool:
+    """Whether the next epoch begins with guidance, by what the epochs before were like. Once it has ended, it stays so."""
+    if timetable.steps_after(len(history)) >= end_step(guidance, timetable):
         return False
     if guidance.schedule != "adaptive" or not history:
         return True
-    window = max(2, round(guidance.window_fraction * epochs))
+    window = max(2, round(timetable.steps(guidance.window) / timetable.steps_per_epoch))
     losses = [row["guidance_loss"] for row in history]
-    return bool(history[-1]["beta"]) and slope(losses, window=window) * epochs <= guidance.stop_slope
+    return bool(history[-1]["beta"]) and slope(losses, window=window) * timetable.epochs <= guidance.stop_slope
 
 
 def slope(losses: Sequence[float], *, window: int) -> float:

@@ -26,6 +26,7 @@ from pipeline.data.augment.colours import Colours
 from pipeline.data.augment.geometry import Frame
 from pipeline.data.features import Features, shown
 from pipeline.data.loading import Pictures, Source
+from pipeline.durations import Timetable
 from pipeline.training import engine, guidance, likeness, optim, selection
 from pipeline.training.checkpoint import Damaged, Model, State
 
@@ -58,6 +59,10 @@ class Job:
     def classes(self) -> int:
         return len(self.config["pretrained_cfg"]["label_names"])
 
+    @property
+    def timetable(self) -> Timetable:
+        return batches.timetable(len(self.train.labels), self.training)
+
 
 class Reporter(Protocol):
     """How a worker speaks with whatever runs it. All workers call `report` equally often."""
@@ -88,7 +93,7 @@ def train(job: Job, reporter: Reporter, *, residence: str = "auto") -> State:
     logger.info("the pictures are %s", " and ".join(source.name for source in data))
     alike = _likeness(job, state, data, reporter)
     objective = lessons = None
-    while len(state.history) != job.until and not selection.is_over(state.history, job.training):
+    while len(state.history) != job.until and not selection.is_over(state.history, job.training, job.timetable):
         if lessons != (now := _lessons(job, state.history)):  # when all have ended, the teacher is let go
             objective, lessons = _objective(job, state, reporter, now), now
         assert objective
@@ -151,7 +156,7 @@ def _lessons(job: Job, history: Sequence[dict[str, Any]]) -> Lessons:
     """Those of the next epoch."""
     if job.guidance is None:
         return Lessons(maps=False, answers=False)
-    goes_on = guidance.goes_on(job.guidance, history, job.training.epochs)
+    goes_on = guidance.goes_on(job.guidance, history, job.timetable)
     return Lessons(maps=goes_on, answers=job.guidance.distillation != "none")
 
 
@@ -185,7 +190,7 @@ def _objective(job: Job, state: State, reporter: Reporter, lessons: Lessons) -> 
 
 def _likeness(job: Job, state: State, data: Sequence[Source], reporter: Reporter) -> likeness.Likeness | None:
     """What measures after each epoch how like the teacher's the student's maps are; None where they are not guided."""
-    if not (job.guidance and job.teacher and guidance.guided_epochs(job.guidance, job.training.epochs)):
+    if not (job.guidance and job.teacher and guidance.goes_on(job.guidance, [], job.timetable)):
         return None
     if job.validation is None or len(job.validation.labels) < likeness.FEWEST_PICTURES:
         return None
@@ -207,15 +212,15 @@ def _pixels(job: Job, device: torch.device) -> engine.Pixels:
 def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Source], reporter: Reporter) -> dict[str, Any]:
     """Train and validate once; the facts of this epoch, over all workers. Loss in nats a picture, time in seconds."""
     epoch, started = len(state.history), time.perf_counter()
-    steps = batches.steps_per_epoch(len(job.train.labels), job.training)
-    rate = partial(optim.learning_rate_at, training=job.training, steps_per_epoch=steps)
+    first, end = (job.timetable.steps_after(epochs) for epochs in (epoch, epoch + 1))
+    rate = partial(optim.learning_rate_at, training=job.training, timetable=job.timetable)
     guided = _lessons(job, state.history).maps
-    beta = _beta(job, steps) if guided else lambda step: 0.0
+    beta = _beta(job) if guided else lambda step: 0.0
     sums = engine.train_epoch(
         objective,
         _batches(job, data[0], reporter, epoch=epoch),
         _update(job, state),
-        first_step=epoch * steps,
+        first_step=first,
         learning_rate=rate,
         beta=beta,
         seed=job.seed,
@@ -224,13 +229,13 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
     )
     by_step = _over_workers(sums, reporter)
     seconds = time.perf_counter() - started
-    _refuse_what_is_no_number(by_step[:, :3].sum(1), rate, first_step=epoch * steps, epoch=epoch)
+    _refuse_what_is_no_number(by_step[:, :3].sum(1), rate, first_step=first, epoch=epoch)
     entropy, guiding, distilling, correct, images = by_step.sum(0).tolist()
     return {
         "epoch": epoch + 1,
-        "images_seen": (epoch + 1) * steps * job.training.batch_size,
-        "learning_rate": rate((epoch + 1) * steps - 1),
-        "beta": beta(epoch * steps),
+        "images_seen": end * job.training.batch_size,
+        "learning_rate": rate(end - 1),
+        "beta": beta(first),
         "train_loss": entropy / images,
         "train_accuracy": correct / images,
         "guidance_loss": guiding / images,
@@ -243,10 +248,9 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
     }
 
 
-def _beta(job: Job, steps: int) -> Callable[[int], float]:
+def _beta(job: Job) -> Callable[[int], float]:
     assert job.guidance
-    end = guidance.guided_epochs(job.guidance, job.training.epochs) * steps
-    return partial(guidance.beta_at, guidance=job.guidance, end_step=end)
+    return partial(guidance.beta_at, guidance=job.guidance, end_step=guidance.end_step(job.guidance, job.timetable))
 
 
 def _batches(job: Job, source: Source, reporter: Reporter, *, epoch: int) -> engine.Batches:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from pipeline.config import Training
+from pipeline.durations import Timetable
 
 
 def build(modules: Iterable[nn.Module], training: Training) -> Optimizer:
@@ -30,9 +31,9 @@ def parameter_groups(modules: Iterable[nn.Module], *, weight_decay: float, decay
     ]
 
 
-def learning_rate_at(step: int, training: Training, *, steps_per_epoch: int) -> float:
-    """Linear warm-up to the peak, then from there by the schedule to the floor at the end of the last epoch."""
-    warmup, total = round(training.warmup_epochs * steps_per_epoch), training.epochs * steps_per_epoch
+def learning_rate_at(step: int, training: Training, timetable: Timetable) -> float:
+    """Linear warm-up to the peak, then from there by the schedule to the floor after the last step."""
+    warmup, total = timetable.steps(training.warmup), timetable.total_steps
     peak = training.learning_rate * training.batch_size / (training.reference_batch_size or training.batch_size)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)

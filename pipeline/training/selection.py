@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import Training
+from pipeline.durations import Timetable
 
 Row = dict[str, Any]
 
@@ -14,14 +15,16 @@ def is_best(history: Sequence[Row], *, ema: bool) -> bool:
     return all(scores[-1] > earlier for earlier in scores[:-1])
 
 
-def is_over(history: Sequence[Row], training: Training) -> bool:
-    """Whether all epochs are done, or none of the last `patience_epochs` was better than those before."""
-    if len(history) >= training.epochs:
+def is_over(history: Sequence[Row], training: Training, timetable: Timetable) -> bool:
+    """Whether all epochs are done, or none within the last `patience` was better than those before."""
+    if len(history) >= timetable.epochs:
         return True
-    patience, ema = training.patience_epochs, "ema" in training.result
-    if patience is None or len(history) <= patience:
+    if training.patience is None:
         return False
-    return not any(is_best(history[: end + 1], ema=ema) for end in range(len(history) - patience, len(history)))
+    patience, ema = timetable.epochs_of(training.patience), "ema" in training.result
+    return len(history) > patience and not any(
+        is_best(history[: end + 1], ema=ema) for end in range(len(history) - patience, len(history))
+    )
 
 
 def chosen(history: Sequence[Row], training: Training) -> Row:
