@@ -91,7 +91,7 @@ def rate(shown: Iterator[tuple[Tensor, Tensor]], device: torch.device) -> float:
 
 def ours(name: str, source: Resident, epoch: int, args: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
     recipe = Training(
-        duration="1 epoch",
+        duration="1000 epochs",
         batch_size=args.batch_size,
         optimizer="adamw",
         learning_rate=1e-3,

@@ -64,9 +64,17 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     write(path, text.getvalue())
 
 
-def read_json(path: Path, *, missing: Callable[[], Exception]) -> Any:
-    """The value in a JSON file of ours; raises what `missing` makes where there is no such file."""
+def read_json(path: Path, *, missing: Callable[[], Exception]) -> dict[str, Any]:
+    """The object in a JSON file of ours.
+
+    Raises what `missing` makes where there is no such file, and UserError where it holds anything else.
+    """
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         raise missing() from None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged; `dvc repro` makes it anew")
+    return found

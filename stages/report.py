@@ -88,7 +88,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise _missing(path) from None
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> dict[str, Any]:
     return files.read_json(path, missing=lambda: _missing(path))
 
 

@@ -350,6 +350,15 @@ def test_a_damaged_split_is_one_line(folder, tmp_path, damage):
         prepared.read_split(path)
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", "3", '{"a": 1', "[" * 10**5])
+def test_a_damaged_card_is_one_line(tmp_path, damage):
+    with pytest.raises(UserError, match="card.json is missing; `dvc repro prepare` makes it"):
+        prepared.read_card(tmp_path)
+    (tmp_path / "card.json").write_text(damage)
+    with pytest.raises(UserError, match="card.json is damaged; `dvc repro` makes it anew"):
+        prepared.read_card(tmp_path)
+
+
 # What is written
 
 

@@ -39,7 +39,9 @@ def test_saving_twice_replaces_and_a_failure_leaves_the_old(tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-@pytest.mark.parametrize(("file", "content"), [("config.json", "{"), ("model.safetensors", "short"), ("config.json", "")])
+@pytest.mark.parametrize(
+    ("file", "content"), [("config.json", "{"), ("model.safetensors", "short"), ("config.json", ""), ("config.json", "[1]")]
+)
 def test_a_damaged_folder_is_one_line(file, content, tmp_path):
     save_model(tmp_path / "m", teacher())
     (tmp_path / "m" / file).write_text(content)

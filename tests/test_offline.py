@@ -65,7 +65,7 @@ def test_a_map_is_cropped_and_flipped_as_its_picture(augmentation, number, world
     """The pictures themselves, as maps of one layer."""
     pixels = smooth(12, 16)
     source = loading.Resident(torch.from_numpy(pixels), torch.arange(12))
-    made = recipe(batch_size=4, augmentation=augmentation)
+    made = recipe(duration="1001 epochs", batch_size=4, augmentation=augmentation)
     stored = [pixels.transpose(0, 3, 1, 2).astype(np.float16)]
     for rank in range(world):
         where = {"seed": 3, "epoch": number, "rank": rank, "world": world}
@@ -104,6 +104,9 @@ def test_features_of_something_else_or_damaged_ones_are_one_line(data, taught, t
     about = json.loads((folder / "about.json").read_text())
     (folder / "about.json").write_text(json.dumps({**about, "layers": "many"}))
     with pytest.raises(UserError, match=r"is damaged \(TypeError\)"):
+        offline.load(folder, data, taught, OFFLINE, STILL)
+    (folder / "about.json").write_text("[]")
+    with pytest.raises(UserError, match="about.json is damaged; `dvc repro` makes it anew"):
         offline.load(folder, data, taught, OFFLINE, STILL)
 
 
