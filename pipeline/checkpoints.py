@@ -5,8 +5,9 @@ import logging
 import platform
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
+from pathlib import Path
 
 from pyarrow import fs
 
@@ -92,6 +93,10 @@ class Checkpoints:
             with self._files.open_input_file(path) as file:
                 yield file.read()
 
+    def newest(self) -> str | None:
+        """The name of the newest one, as a person may be told it."""
+        return next((f"epoch {int(Path(path).stem[6:])} in {_shown(self._place)}" for path in reversed(self._paths())), None)
+
     def write(self, epoch: int, content: bytes) -> None:
         """Keep the state after an epoch. Raises UserError where the place cannot be written to."""
         aside, path = f"{self._folder}/.writing", f"{self._folder}/epoch-{epoch:05}.pt"
@@ -103,7 +108,10 @@ class Checkpoints:
             for old in self._paths()[:-KEPT]:
                 self._files.delete_file(old)
         except OSError as error:
-            raise UserError(f"no checkpoint of epoch {epoch} in {_shown(self._place)} ({error}); older ones stay") from None
+            with suppress(OSError):
+                self._files.delete_file(aside)
+            why = " ".join(str(error).split())
+            raise UserError(f"no checkpoint of epoch {epoch} in {_shown(self._place)} ({why}); older ones stay") from None
 
     def delete(self) -> None:
         """Remove them all; where that does not work they stay, and a line says so."""

@@ -139,6 +139,9 @@ class LocalReporter:
     def checkpoints(self) -> Iterator[bytes]:
         return self._keeper.kept.newest_first()
 
+    def newest(self) -> str | None:
+        return self._keeper.kept.newest()
+
     def report(self, row: dict[str, Any], checkpoint: Callable[[], bytes]) -> None:
         self._keeper.epoch(row["epoch"], checkpoint)
         self._listener.epoch(row)
@@ -200,6 +203,9 @@ class RayReporter:
         mine = self._keeper.kept.newest_first() if self.rank == 0 else iter(())
         while (content := self._from_the_first(next(mine, None))) is not None:
             yield content
+
+    def newest(self) -> str | None:
+        return self._from_the_first(self._keeper.kept.newest() if self.rank == 0 else None)
 
     def _from_the_first(self, value: T | None) -> T | None:
         if self.world == 1:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -242,9 +245,44 @@ def test_a_teacher_of_another_size_gives_guidance(tmp_path):
 
 def test_a_diverging_training_is_one_line(tmp_path):
     with pytest.raises(
-        UserError, match=r"^the training loss is no number from step \d on \(epoch 1, learning rate .+\); a lower"
+        UserError, match=r"^the training loss is no number from step \d on \(epoch 1, learning rate .+\); a lower .+: none yet$"
     ):
         fit(job(training=recipe(optimizer="sgd", learning_rate=1e30, warmup="0 epochs")), tmp_path)
+
+
+def test_a_training_that_diverges_later_names_its_newest_checkpoint(tmp_path, monkeypatch):
+    step, steps = engine.Objective.__call__, iter(range(12))  # four an epoch
+
+    def bad_from_the_ninth_on(*given):
+        bad = float("nan") if next(steps) >= 9 else 0.0
+        return tuple(part + bad for part in step(*given))
+
+    monkeypatch.setattr(engine.Objective, "__call__", bad_from_the_ninth_on)
+    with pytest.raises(UserError, match=r"from step 9 on \(epoch 3, .+; the newest checkpoint: epoch 2 in .+/run/checkpoints$"):
+        fit(job(), tmp_path)
+
+
+def test_a_disk_that_fills_up_on_the_way_is_one_line_and_the_run_goes_on_later(tmp_path):
+    """A process that may write no file of more than 4,096 bytes from its third epoch on."""
+    code = f"""
+import resource
+from pipeline import distributed
+from pipeline.config import UserError
+from tests.conftest import cluster, job
+def on_epoch(row):
+    if row["epoch"] == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    listener = distributed.Listener(epoch=on_epoch)
+    distributed.fit(job(), cluster(scratch={str(tmp_path / "full")!r}), identity="run", listener=listener)
+except UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    place = tmp_path / "full/run/checkpoints"
+    assert re.fullmatch(rf"no checkpoint of epoch 3 in {place} \(.*File too large.*\); older ones stay\n", done.stdout)
+    assert sorted(path.name for path in place.iterdir()) == ["epoch-00001.pt", "epoch-00002.pt"]
+    assert same(fit(job(), tmp_path / "unbroken"), fit(job(), tmp_path / "full"))
 
 
 def test_a_batch_that_is_too_large_is_one_line(tmp_path):

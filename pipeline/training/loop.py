@@ -65,7 +65,7 @@ class Job:
 
 
 class Reporter(Protocol):
-    """How a worker speaks with whatever runs it. All workers call `report` equally often."""
+    """How a worker speaks with whatever runs it. All workers call all but `progress` equally often."""
 
     rank: int
     world: int
@@ -73,6 +73,9 @@ class Reporter(Protocol):
 
     def checkpoints(self) -> Iterable[bytes]:
         """The contents of this run's checkpoints, newest first."""
+
+    def newest(self) -> str | None:
+        """The name of this run's newest checkpoint, as a person may be told it."""
 
     def report(self, row: dict[str, Any], checkpoint: Callable[[], bytes]) -> None:
         """An epoch has ended with the facts `row`; keep what `checkpoint()` gives before anything else is said of it."""
@@ -229,7 +232,7 @@ def _epoch(job: Job, state: State, objective: engine.Objective, data: list[Sourc
     )
     by_step = _over_workers(sums, reporter)
     seconds = time.perf_counter() - started
-    _refuse_what_is_no_number(by_step[:, :3].sum(1), rate, first_step=first, epoch=epoch)
+    _refuse_what_is_no_number(by_step[:, :3].sum(1), rate, reporter, first_step=first, epoch=epoch)
     entropy, guiding, distilling, correct, images = by_step.sum(0).tolist()
     return {
         "epoch": epoch + 1,
@@ -287,14 +290,16 @@ def _update(job: Job, state: State) -> engine.Update:
     )
 
 
-def _refuse_what_is_no_number(losses: Tensor, rate: Callable[[int], float], *, first_step: int, epoch: int) -> None:
+def _refuse_what_is_no_number(
+    losses: Tensor, rate: Callable[[int], float], reporter: Reporter, *, first_step: int, epoch: int
+) -> None:
     """Raise UserError for the first step whose loss is infinite or not a number."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         step = first_step + int(bad[0])
         raise UserError(
             f"the training loss is no number from step {step} on (epoch {epoch + 1}, learning rate {rate(step):.3g}); "
-            f"a lower learning_rate or a gradient_clip may help; checkpoints end before this epoch"
+            f"a lower learning_rate or a gradient_clip may help; the newest checkpoint: {reporter.newest() or 'none yet'}"
         )
 
 
