@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import networks
-from pipeline.durations import Interval, Length, Part, PartOrNone, reaches
+from pipeline.durations import Interval, Length, Part, PartOrZero, reaches
 from pipeline.networks import AnyNetwork, Network, Resnet, Vit  # noqa: F401 (also known here)
 from pipeline.section import Count, Fraction, Positive, Probability, Section, UserError
 from pipeline.space import Search
@@ -118,7 +118,7 @@ class Training(Section):
     reference_batch_size: Count | None = None  # the one that learning_rate is for; it is scaled to batch_size by their ratio
     schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"  # step: a tenth from 1/2, a hundredth from 3/4 on
     floor_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0  # of the peak, where the schedule ends
-    warmup: PartOrNone
+    warmup: PartOrZero
     weight_decay: Annotated[float, Field(ge=0)]
     decay_all: bool = False  # norms, biases, tokens and positions too
     gradient_clip: Positive | None = None  # the largest norm of the gradient

@@ -38,7 +38,7 @@ def _in(*units: str, positive: bool = True) -> BeforeValidator:
 
 Length = Annotated[str, _in("epoch", "step", "image")]  # of a whole training
 Part = Annotated[str, _in("epoch", "step", "image", "%")]  # of a training: % of its steps
-PartOrNone = Annotated[str, _in("epoch", "step", "image", "%", positive=False)]  # "0 epochs", too
+PartOrZero = Annotated[str, _in("epoch", "step", "image", "%", positive=False)]  # "0 epochs", too
 Interval = Annotated[str, _in("second", "minute", "hour", "epoch", positive=False)]  # "0 seconds", too
 
 

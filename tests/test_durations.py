@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline import runs
 from pipeline.config import Guidance, UserError
 from pipeline.data import batches
-from pipeline.durations import Interval, Length, Part, PartOrNone, Timetable, parsed
+from pipeline.durations import Interval, Length, Part, PartOrZero, Timetable, parsed
 from tests.conftest import CARD, SL_VIT, job, pictures, recipe, teacher
 from tests.test_training import Interrupted, fit, same
 
@@ -25,15 +25,15 @@ def test_a_duration_is_read_exactly_as_it_is_written(number, unit, space):
 @pytest.mark.parametrize(
     "given", ["", "epochs", "3", 3, 3.5, None, True, "-1 epochs", "1e3 steps", "3 weeks", "nan %", "3 epochs "]
 )
-@pytest.mark.parametrize("kind", [Length, Part, PartOrNone, Interval])
+@pytest.mark.parametrize("kind", [Length, Part, PartOrZero, Interval])
 def test_what_is_no_duration_is_refused(kind, given):
     with pytest.raises(ValidationError, match="number with one of the units"):
         TypeAdapter(kind).validate_python(given)
 
 
 def test_each_kind_has_its_units():
-    known = {Length: "3 epochs", Part: "10 %", PartOrNone: "0 steps", Interval: "5 minutes"}
-    refused = {Length: "10 %", Part: "0 steps", PartOrNone: "101 %", Interval: "3 images"}
+    known = {Length: "3 epochs", Part: "10 %", PartOrZero: "0 steps", Interval: "5 minutes"}
+    refused = {Length: "10 %", Part: "0 steps", PartOrZero: "101 %", Interval: "3 images"}
     for kind, text in known.items():
         assert TypeAdapter(kind).validate_python(text) == text
         with pytest.raises(ValidationError):
