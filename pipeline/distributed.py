@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -296,7 +297,10 @@ def ray_session() -> Iterator[bool]:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     code = {"py_modules": [str(Path(__file__).parent)]}  # other nodes need not have it
     own: dict[str, Any] = {"runtime_env": code} if joined else {"address": "local", "include_dashboard": False}
+    terminated = signal.getsignal(signal.SIGTERM)
     ray.init(**quiet, **own)
+    if callable(terminated):  # Ray has put its own in the place, which ends the process at once
+        signal.signal(signal.SIGTERM, terminated)
     try:
         yield not joined
     finally:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,8 +21,10 @@ REPORT = Path("report")
 def run(main: Callable[[], None]) -> None:
     """Run a stage: what a person can put right is one line, an interruption is one line, our own mistakes are traces.
 
-    An interrupted stage must not exit with 0, or DVC would take its outs for complete.
+    An interrupted stage must not exit with 0, or DVC would take its outs for complete. To be terminated, as by a cluster's
+    scheduler, is to be interrupted.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.captureWarnings(True)
     warnings.formatwarning = lambda message, *_args, **_kwargs: str(message)

@@ -250,10 +250,11 @@ def test_train_all_trains_what_is_out_of_date_and_dvc_only_records_it(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_train_all_that_is_interrupted_leaves_runs_that_were_killed_and_goes_on(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_train_all_that_is_interrupted_leaves_runs_that_were_killed_and_goes_on(how, tmp_path):
     project = copy_of_the_project(tmp_path)
     change(project, cluster__num_workers=1, cluster__cpus_per_worker=1, experiment__unguided=["vit"], experiment__guided=[])
-    change(project, training__student__epochs=60, training__teacher__epochs=60)
+    change(project, training__student__duration="60 epochs", training__teacher__duration="60 epochs")
     run("dvc", "repro", "prepare", cwd=project)
     with nodes(2) as one:
         environment = {**os.environ, **ENVIRONMENT, "RAY_ADDRESS": one.address}
@@ -264,7 +265,7 @@ def test_train_all_that_is_interrupted_leaves_runs_that_were_killed_and_goes_on(
             while len(told) < 2:
                 line = training.stdout.readline()
                 told |= {line.split()[0]} if " epoch " in line else set()
-            training.send_signal(signal.SIGINT)
+            training.send_signal(how)
             _, errors = training.communicate()
         assert training.returncode == 130 and "Traceback" not in errors
         assert errors.splitlines()[-1] == "interrupted; the same command goes on from the last checkpoint"

@@ -48,10 +48,10 @@ def copy_of_the_project(project):
     run("git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-q", "--allow-empty", "-m", "start", cwd=project)
     small = {"width": 16, "depth": 2, "heads": 2}
     change(project, cluster__num_workers=0, cluster__checkpoint_interval="0 seconds")
-    change(project, training__student__epochs=4, training__teacher__epochs=2, experiment__guided=["vit"])
+    change(project, training__student__duration="4 epochs", training__teacher__duration="2 epochs", experiment__guided=["vit"])
     change(project, guidance__early__distillation="soft", guidance__constant__offline=True, training__student__ema_decay=0.9)
     few = {"students.vit.depth": {"choice": [2, 3]}}
-    change(project, search__space=few, search__searcher="random", search__scheduler="none", search__epochs=None)
+    change(project, search__space=few, search__searcher="random", search__scheduler="none", search__duration=None)
     change(project, search__budget__trials=2, evaluation__corrupted_pictures=20)
     for student in ("vit", "sl_vit"):
         change(project, **{f"students__{student}__{key}": value for key, value in small.items()})
@@ -186,9 +186,9 @@ def test_a_missing_teacher_is_one_line(project, tmp_path):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stage_that_was_stopped_goes_on(how, project):
-    change(project, training__student__epochs=40)
+    change(project, training__student__duration="40 epochs")
     change(project, experiment__seeds=[how.value])  # a run of its own
     command = [sys.executable, "-m", "stages.unguided", "vit", str(how.value)]
     stage = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -197,7 +197,7 @@ def test_a_stage_that_was_stopped_goes_on(how, project):
             break
     stage.send_signal(how)
     _, errors = stage.communicate()
-    assert stage.returncode == (130 if how == signal.SIGINT else -9) and "Traceback" not in errors
+    assert stage.returncode == (-9 if how == signal.SIGKILL else 130) and "Traceback" not in errors
     assert not (project / f"models/unguided/vit/{how.value}").exists()
     first = run(*command, cwd=project).stdout.splitlines()[0]
     assert int(first.split(" epoch ")[1].split("/")[0]) >= 6
