@@ -266,9 +266,11 @@ def test_a_disk_that_fills_up_on_the_way_is_one_line_and_the_run_goes_on_later(t
     """A process that may write no file of more than 4,096 bytes from its third epoch on."""
     code = f"""
 import resource
+import torch
 from pipeline import distributed
 from pipeline.config import UserError
 from tests.conftest import cluster, job
+torch.set_num_threads({torch.get_num_threads()})
 def on_epoch(row):
     if row["epoch"] == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
