@@ -186,7 +186,7 @@ def test_a_missing_teacher_is_one_line(project, tmp_path):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_stage_that_was_stopped_goes_on(how, project):
     change(project, training__student__duration="40 epochs")
     change(project, experiment__seeds=[how.value])  # a run of its own
