@@ -93,9 +93,13 @@ class Checkpoints:
             with self._files.open_input_file(path) as file:
                 yield file.read()
 
-    def newest(self) -> str | None:
-        """The name of the newest one, as a person may be told it."""
-        return next((f"epoch {int(Path(path).stem[6:])} in {_shown(self._place)}" for path in reversed(self._paths())), None)
+    def newest(self) -> str:
+        """Which one is the newest, in words. A place that is out of reach is one, too: nothing is raised."""
+        try:
+            paths = self._paths()
+        except (OSError, UserError) as error:
+            return f"not known ({' '.join(str(error).split())})"
+        return f"epoch {int(Path(paths[-1]).stem[6:])} in {_shown(self._place)}" if paths else "none yet"
 
     def write(self, epoch: int, content: bytes) -> None:
         """Keep the state after an epoch. Raises UserError where the place cannot be written to."""

@@ -140,7 +140,7 @@ class LocalReporter:
     def checkpoints(self) -> Iterator[bytes]:
         return self._keeper.kept.newest_first()
 
-    def newest(self) -> str | None:
+    def newest(self) -> str:
         return self._keeper.kept.newest()
 
     def report(self, row: dict[str, Any], checkpoint: Callable[[], bytes]) -> None:
@@ -205,8 +205,8 @@ class RayReporter:
         while (content := self._from_the_first(next(mine, None))) is not None:
             yield content
 
-    def newest(self) -> str | None:
-        return self._from_the_first(self._keeper.kept.newest() if self.rank == 0 else None)
+    def newest(self) -> str:
+        return self._from_the_first(self._keeper.kept.newest() if self.rank == 0 else None) or ""
 
     def _from_the_first(self, value: T | None) -> T | None:
         if self.world == 1:

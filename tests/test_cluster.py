@@ -299,8 +299,16 @@ def test_checkpoints_come_back_newest_first_and_two_are_kept(place):
     for epoch in range(1, 12):
         kept.write(epoch, str(epoch).encode())
     assert list(kept.newest_first()) == [b"11", b"10"]
+    assert kept.newest().startswith("epoch 11 in ")
     kept.delete()
     assert list(Checkpoints(place).newest_first()) == []
+
+
+def test_the_newest_checkpoint_can_always_be_told(place, tmp_path):
+    assert Checkpoints(place).newest() == "none yet"
+    (tmp_path / "kept").write_text("in the way")
+    assert Checkpoints(place).newest().startswith("not known (")
+    assert Checkpoints("nowhere://x").newest().startswith("not known (")
 
 
 def test_a_store_without_folders_or_rename_of_its_own_works(tmp_path, monkeypatch):

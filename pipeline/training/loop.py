@@ -74,8 +74,8 @@ class Reporter(Protocol):
     def checkpoints(self) -> Iterable[bytes]:
         """The contents of this run's checkpoints, newest first."""
 
-    def newest(self) -> str | None:
-        """The name of this run's newest checkpoint, as a person may be told it."""
+    def newest(self) -> str:
+        """Which checkpoint of this run is the newest, in words."""
 
     def report(self, row: dict[str, Any], checkpoint: Callable[[], bytes]) -> None:
         """An epoch has ended with the facts `row`; keep what `checkpoint()` gives before anything else is said of it."""
@@ -299,7 +299,7 @@ def _refuse_what_is_no_number(
         step = first_step + int(bad[0])
         raise UserError(
             f"the training loss is no number from step {step} on (epoch {epoch + 1}, learning rate {rate(step):.3g}); "
-            f"a lower learning_rate or a gradient_clip may help; the newest checkpoint: {reporter.newest() or 'none yet'}"
+            f"a lower learning_rate or a gradient_clip may help; the newest checkpoint: {reporter.newest()}"
         )
 
 
