@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -15,6 +16,7 @@ SECONDS = {"second": 1, "minute": 60, "hour": 3600}
 FORM = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) *(%|(?:epoch|step|image|second|minute|hour)s?)")
 
 
+@lru_cache  # it is asked at every step
 def parsed(duration: str) -> tuple[Fraction, str]:
     """The exact number and the unit in the singular. Raises ValueError where it is no duration."""
     found = FORM.fullmatch(duration)
